@@ -1,0 +1,149 @@
+"""What is asked and answered: one frozen model per request and response, the same for every transport.
+
+Names are snake_case in Python and camelCase on the wire. A field that is absent on the wire is None, save a
+payload: `null` is a payload, so an absent one is `UNSET`. Payloads are kept as the JSON text that was sent
+(`msgspec.Raw`), so that numbers come back digit for digit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+
+Payload: TypeAlias = Raw | UnsetType
+Name = Annotated[str, Meta(min_length=1)]
+Attempts = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class Model(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Base of all requests and responses. Unknown fields are ignored, absent ones take their default."""
+
+
+class Empty(Model, frozen=True, kw_only=True):
+    """A request or a response without fields."""
+
+
+class SubmitJob(Model, frozen=True, kw_only=True):
+    """Add a job. `max_attempts` 0 means one attempt; absent, the broker's default."""
+
+    payload: Payload = UNSET
+    type: str | None = None
+    max_attempts: Attempts | None = None
+
+
+class JobSubmitted(Model, frozen=True, kw_only=True):
+    """The job is durable in the store under this id."""
+
+    job_id: str
+
+
+class ClaimJob(Model, frozen=True, kw_only=True):
+    """Ask for a job. Without `types` any job will do; the type `""` means jobs without a type."""
+
+    worker_id: Name
+    types: tuple[str, ...] | None = None
+
+
+class ClaimedJob(Model, frozen=True, kw_only=True):
+    """A leased job, or no fields at all when nothing was claimable. `attempt` is 1 for the first."""
+
+    job_id: str | None = None
+    payload: Payload = UNSET
+    type: str | None = None
+    attempt: int | None = None
+
+
+class LeasedJob(Model, frozen=True, kw_only=True):
+    """Name a job and the worker that holds its lease. Over REST the job's id stands in the path."""
+
+    job_id: str = ""
+    worker_id: Name
+
+
+class JobError(Model, frozen=True, kw_only=True):
+    """Why an attempt failed: the error's type and its message."""
+
+    type: str
+    message: str
+
+
+class FailJob(Model, frozen=True, kw_only=True):
+    """Report a failed attempt. With `retry` (or without the field) the job may be claimed again."""
+
+    job_id: str = ""
+    worker_id: Name
+    error: JobError
+    retry: bool | None = None
+
+
+class QueueStats(Model, frozen=True, kw_only=True):
+    """Counts of the queue as last committed. `features` names what this broker adds to the old protocol."""
+
+    total: int
+    unclaimed: int
+    in_progress: int
+    # A default_factory is not left out by omit_defaults: our broker always answers these, an old one need not.
+    completed_total: int = field(default_factory=int)
+    broker_address: str = ""
+    dead: int | None = None
+    features: tuple[str, ...] = ()
+
+
+class JobInfo(Model, frozen=True, kw_only=True):
+    """A live job as it is listed. `max_attempts` and `heartbeat` (ms since the epoch) are 0 when unset."""
+
+    id: str
+    status: str
+    payload: Payload = UNSET
+    type: str | None = None
+    worker_id: str | None = None
+    created_at: int
+    attempts: int
+    max_attempts: int
+    heartbeat: int
+
+
+class JobList(Model, frozen=True, kw_only=True):
+    """The live jobs in the order of claims, with the counts."""
+
+    jobs: tuple[JobInfo, ...]
+    total: int
+    unclaimed: int
+    in_progress: int
+    completed_total: int = field(default_factory=int)
+    broker_address: str = ""
+
+
+class ListDead(Model, frozen=True, kw_only=True):
+    """Ask for a page of dead jobs, oldest first; `cursor` is the `next_cursor` of the page before."""
+
+    limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    cursor: str | None = None
+
+
+class DeadJob(Model, frozen=True, kw_only=True):
+    """A job that failed for good, kept with its payload and last error; times are ms since the epoch."""
+
+    id: str
+    payload: Payload = UNSET
+    type: str | None = None
+    created_at: int
+    attempts: int
+    max_attempts: int
+    dead_at: int
+    error: JobError
+
+
+class DeadJobList(Model, frozen=True, kw_only=True):
+    """A page of dead jobs and how many there are in all; no `next_cursor` on the last page."""
+
+    jobs: tuple[DeadJob, ...]
+    total: int
+    next_cursor: str | None = None
+
+
+class DeadJobRef(Model, frozen=True, kw_only=True):
+    """Name a dead job. Over REST its id stands in the path."""
+
+    job_id: str = ""

@@ -1,0 +1,187 @@
+"""Models to protobuf messages and back: the only reader of the generated code.
+
+Nothing here knows a message by name. A message's class is found through the service's descriptor by the
+operation's RPC, a field by its name, which is the same in the model and in the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, TypeVar, get_args
+
+import msgspec
+from msgspec import UNSET, Raw
+from protobuf import (
+    DescField,
+    DescFieldValueList,
+    DescFieldValueMessage,
+    DescFieldValueScalar,
+    DescMessage,
+    Message,
+    ScalarType,
+)
+
+from ._generated.osqueue.v1 import queue_pb
+from .errors import BrokerProtocolError
+from .models import Model
+from .operations import AnyOperation, Operation
+from .wire_json import payload_from_text, request_from_fields
+
+AnyMessage = Message[Any]
+M = TypeVar("M", bound=Model)
+
+_INT32_MAX: Final = 2**31 - 1
+_EXPLICIT: Final = 1  # FeatureSet.FieldPresence.EXPLICIT of descriptor.proto
+_METHODS: Final = {method.name: method for method in queue_pb.desc().services[0].methods}
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """The message classes of one operation."""
+
+    request: type[AnyMessage]
+    response: type[AnyMessage]
+
+
+@cache
+def messages_of(operation: AnyOperation) -> Messages:
+    """Return the operation's message classes."""
+    method = _METHODS[operation.rpc]
+    return Messages(_class_of(method.input), _class_of(method.output))
+
+
+def request_to_message(operation: AnyOperation, request: Model) -> AnyMessage:
+    """Return the request as its protobuf message."""
+    return _to_message(request, messages_of(operation).request)
+
+
+def response_to_message(operation: AnyOperation, response: Model) -> AnyMessage:
+    """Return the response as its protobuf message; counts beyond int32 are answered as the largest int32."""
+    return _to_message(response, messages_of(operation).response)
+
+
+def request_from_message(operation: Operation[M, Model], message: AnyMessage) -> M:
+    """Return the request that a message holds. Raises `BrokerProtocolError` that names the field."""
+    fields = _from_message(message, operation.request)
+    if "payload" in operation.request.__struct_fields__:
+        # A payload over Connect is always JSON text: no bytes at all are not one.
+        text = fields.get("payload", b"")
+        assert isinstance(text, Raw | bytes)
+        fields["payload"] = payload_from_text(bytes(text), operation.name)
+    return request_from_fields(operation, fields)
+
+
+def response_from_message(operation: Operation[Model, M], message: AnyMessage) -> M:
+    """Return the response that a message holds. Raises `BrokerProtocolError` if it does not fit the model."""
+    fields = _from_message(message, operation.response)
+    try:
+        return msgspec.convert(fields, operation.response)
+    except msgspec.ValidationError as error:
+        raise BrokerProtocolError(
+            f"{operation.name}: malformed answer: {error}", method=operation.name
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How one field goes from a model to a message and back. `model` and `message` are set when it nests."""
+
+    name: str
+    wire_name: str
+    has_presence: bool
+    is_repeated: bool
+    is_required: bool
+    scalar: ScalarType | None
+    model: type[Model] | None
+    message: type[AnyMessage] | None
+
+
+@cache
+def _fields_of(model: type[Model], message: type[AnyMessage]) -> tuple[_Field, ...]:
+    return tuple(
+        _field(field, desc)
+        for field in msgspec.structs.fields(model)
+        for desc in message.desc().fields
+        if desc.name == field.name
+    )
+
+
+def _field(field: msgspec.structs.FieldInfo, desc: DescField) -> _Field:
+    match desc.value:
+        case DescFieldValueList(element=element):
+            item: object = element
+        case DescFieldValueScalar(scalar=scalar):
+            item = scalar
+        case DescFieldValueMessage(message=nested):
+            item = nested
+        case other:
+            raise TypeError(f"{desc.name}: no model has a field like {other}")
+    return _Field(
+        name=field.name,
+        wire_name=field.encode_name,
+        has_presence=desc.presence == _EXPLICIT,
+        is_repeated=isinstance(desc.value, DescFieldValueList),
+        is_required=field.required,
+        scalar=item if isinstance(item, ScalarType) else None,
+        model=_model_in(field.type) if isinstance(item, DescMessage) else None,
+        message=_class_of(item) if isinstance(item, DescMessage) else None,
+    )
+
+
+def _model_in(annotation: object) -> type[Model]:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    return next(arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Model))
+
+
+def _class_of(desc: DescMessage) -> type[AnyMessage]:
+    cls: type[AnyMessage] = getattr(queue_pb, desc.name)
+    return cls
+
+
+def _to_message(model: Model, message: type[AnyMessage]) -> AnyMessage:
+    values = {}
+    for field in _fields_of(type(model), message):  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
+        value = getattr(model, field.name)
+        if value is None or value is UNSET:
+            continue
+        values[field.name] = _value_out(field, value)
+    return message(**values)
+
+
+def _value_out(field: _Field, value: Any) -> object:
+    if field.message is not None:
+        message = field.message
+        return (
+            [_to_message(item, message) for item in value]
+            if field.is_repeated
+            else _to_message(value, message)
+        )
+    if field.is_repeated:
+        return list(value)
+    if field.scalar == ScalarType.INT32:
+        return min(value, _INT32_MAX)
+    return bytes(value) if field.scalar == ScalarType.BYTES else value
+
+
+def _from_message(message: AnyMessage, model: type[Model]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for field in _fields_of(model, type(message)):  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
+        if field.has_presence and not message.has_field(field.name):
+            continue
+        value = getattr(message, field.name)
+        if value or field.has_presence or field.is_required:
+            values[field.wire_name] = _value_in(field, value)
+    return values
+
+
+def _value_in(field: _Field, value: Any) -> object:
+    if field.model is not None:
+        model = field.model
+        return (
+            [_from_message(item, model) for item in value]
+            if field.is_repeated
+            else _from_message(value, model)
+        )
+    return Raw(value) if field.scalar == ScalarType.BYTES else value

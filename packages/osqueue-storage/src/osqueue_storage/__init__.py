@@ -1,0 +1,2 @@
+from .errors import *
+from .errors import CASConflictError, ConfigError, OsqueueError, StorageBackendError, Outcome
