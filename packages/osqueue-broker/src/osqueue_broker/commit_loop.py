@@ -1,0 +1,195 @@
+"""The commit loop: many requests, one conditional write, and no answer before it has landed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
+from osqueue_client.models import Model
+from osqueue_storage import StoredObject
+
+from .clock import Clock
+from .document_writer import DocumentWriter, Gone, Landed, Superseded
+from .inbox import Inbox
+from .leadership import Candidate, Term
+from .queue.apply import Mutation, apply
+from .queue.document import read_header, write_document
+from .queue.rules import Now
+from .settings import BrokerSettings
+
+logger = logging.getLogger("osqueue.broker.commit")
+
+
+class CommitLoop:
+    """One task that applies what has arrived, writes what has changed, and answers.
+
+    While a write is in flight, the next batch gathers. Without a change nothing is written, save the sign of
+    life. The loop sleeps until a request arrives, a lease expires, or a sign of life is due.
+    """
+
+    def __init__(
+        self,
+        term: Term,
+        *,
+        writer: DocumentWriter,
+        candidate: Candidate,
+        settings: BrokerSettings,
+        write_spacing: float,
+        clock: Clock,
+    ) -> None:
+        self._term = term
+        self._writer = writer
+        self._candidate = candidate
+        self._settings = settings
+        self._write_spacing = write_spacing
+        self._clock = clock
+        self._inbox = Inbox(settings)
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._served = 0.0
+        self._seen_at = clock.monotonic()
+
+    @property
+    def document(self) -> bytes:
+        """The document as it was last committed."""
+        return self._term.body
+
+    def put(self, mutation: Mutation, size: int = 0) -> asyncio.Future[Model]:
+        """Queue a request for the next batch; see `Inbox.put`."""
+        return self._inbox.put(mutation, size)
+
+    def stop(self) -> None:
+        """Have `run` commit what waits, hand the leadership over, and return."""
+        self._stopping = True
+        self._inbox.wake()
+
+    async def run(self) -> None:
+        """Lead until `stop`, or until the term is over.
+
+        Raises `BrokerLeadershipError` when another broker leads, and `EngineStateError` when the document
+        has gone or cannot be read. What waits is answered with the same error.
+        """
+        try:
+            while len(self._inbox) or not self._stopping:
+                await self._wait()
+                await self._run_batch()
+            await self._hand_over()
+            self._inbox.close(BrokerLeadershipError("this broker has stopped"))
+        except OsqueueError as error:
+            self._inbox.close(error)
+            raise
+        except BaseException:
+            self._inbox.close(EngineStateError("the broker ended before it could answer", outcome="unknown"))
+            raise
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    # One batch
+
+    async def _run_batch(self) -> None:
+        now = self._now()
+        batch = self._inbox.take()
+        applied = apply(self._term.state, [waiting.mutation for waiting in batch], now)
+        if not applied.has_changed and self._is_fresh() and self._sign_of_life_in() > 0:
+            self._inbox.answer(applied.answers)
+            return
+        landed_in = self._term
+        superseded_by = await self._write(broker=self._candidate.address)
+        if superseded_by is None or superseded_by.holds_ours:
+            self._inbox.answer(applied.answers)
+        if superseded_by is not None:
+            assert landed_in is self._term
+            await self._end_term(superseded_by.found)
+
+    async def _write(self, *, broker: str | None) -> Superseded | None:
+        """Write the state; return None when it has landed, else by what it was superseded."""
+        term = self._term
+        header = term.header.next_commit(
+            commit_id=self._clock.new_id(), wall_ms=self._clock.wall_ms(), broker=broker
+        )
+        assert header.stamp is not None
+        body = write_document(header, term.state)
+        sent_at = self._clock.monotonic()
+        match await self._writer.replace(body, header.stamp, term.version):
+            case Landed(version):
+                self._term = Term(term.state, header, version, sent_at, body)
+                return None
+            case Superseded() as superseded:
+                return superseded
+            case Gone():
+                raise EngineStateError(
+                    "the queue document was deleted while this broker led: it is never made anew from memory",
+                    outcome="unknown",
+                )
+
+    async def _end_term(self, found: StoredObject) -> None:
+        """Never write from this memory again: begin a new term upon what was found if it still names us."""
+        leader = read_header(found.body).broker
+        lost = BrokerLeadershipError(f"the queue is led by {leader or 'nobody'} now", leader=leader)
+        self._inbox.refuse_taken(lost)
+        if leader != self._candidate.address:
+            raise lost
+        logger.warning("document_rewritten", extra={"leader": leader})
+        term = await self._candidate.take_over(found)
+        if not isinstance(term, Term):
+            raise lost
+        self._term = term
+        self._served = 0.0
+
+    async def _hand_over(self) -> None:
+        """Say in the document that nobody leads, so that the next broker may at once."""
+        if await self._write(broker=None) is None:
+            logger.info("leadership_released", extra={"address": self._candidate.address})
+
+    # Time
+
+    def _now(self) -> Now:
+        """Return the moment of this batch. Time in which nobody was served does not count against leases:
+
+        the loop looks at the clock at least once per interval, unless it was paused or a write took longer.
+        """
+        at = self._clock.monotonic()
+        self._served += min(at - self._seen_at, self._settings.broker_heartbeat_interval)
+        self._seen_at = at
+        return Now(self._clock.wall_ms(), self._served)
+
+    def _is_fresh(self) -> bool:
+        """Whether nobody can have taken over yet, so that an answer may be given without a write."""
+        settings = self._settings
+        age = self._clock.monotonic() - self._term.sent_at
+        return age < settings.broker_heartbeat_timeout - settings.broker_heartbeat_interval
+
+    def _sign_of_life_in(self) -> float:
+        """Seconds until the next sign of life is due."""
+        interval = self._settings.broker_heartbeat_interval
+        return self._term.sent_at + interval - self._clock.monotonic()
+
+    def _lease_expires_in(self) -> float | None:
+        deadline = self._term.state.next_lease_deadline()
+        return None if deadline is None else deadline - self._served - (self._clock.monotonic() - self._seen_at)
+
+    async def _wait(self) -> None:
+        """Return when there is something to do, and the store may be written again."""
+        if not len(self._inbox) and not self._stopping:
+            due = self._sign_of_life_in()
+            lease = self._lease_expires_in()
+            self._set_alarm(due if lease is None else min(due, lease))
+            await self._inbox.wait()
+        if self._write_spacing:
+            await asyncio.sleep(self._term.sent_at + self._write_spacing - self._clock.monotonic())
+
+    def _set_alarm(self, delay: float) -> None:
+        """Be woken after `delay` seconds at the latest. An alarm that rings too early does no harm."""
+        at = self._loop.time() + max(delay, 0.0)
+        if self._alarm is not None:
+            if self._alarm.when() <= at and not self._alarm.cancelled():
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._inbox.wake()

@@ -1,0 +1,109 @@
+"""Replaces the queue document, and finds out what became of a write that got no clear answer.
+
+A write ends in one of three ways: landed, superseded by another body, or the object is gone. "Unknown" is not
+an end: it is resolved here, by reading the object and comparing bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from osqueue_client.errors import CASConflictError
+from osqueue_storage import StorageBackend, StoredObject
+
+from .queue.document import read_header
+from .queue.terms import Stamp
+
+logger = logging.getLogger("osqueue.broker.storage")
+
+_FIRST_DELAY: Final = 0.05
+_LAST_DELAY: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """The document is what was written, at this version."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Somebody else replaced the document. `holds_ours`: our write had landed before, its effect is kept."""
+
+    found: StoredObject
+    holds_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The document was deleted."""
+
+
+WriteEnd = Landed | Superseded | Gone
+
+
+class DocumentWriter:
+    """The only writer of one document. At most one write is in flight, ever."""
+
+    def __init__(self, storage: StorageBackend, key: str, *, attempt_timeout: float) -> None:
+        self._storage = storage
+        self._key = key
+        self._attempt_timeout = attempt_timeout
+        self._is_writing = False
+
+    async def read(self) -> StoredObject | None:
+        """Return the document as it stands, asking until the store answers."""
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                async with asyncio.timeout(self._attempt_timeout):
+                    return await self._storage.read(self._key)
+            except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
+                logger.warning("storage_read_failed", extra={"key": self._key, "error": repr(error)})
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LAST_DELAY)
+
+    async def replace(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd:
+        """Replace the document at `expected_version` (None: create it), and return how that ended.
+
+        It returns when the end is known, however long the store takes, and never writes other bytes on the
+        same version: the first ones may still land.
+        """
+        assert not self._is_writing, "one write in flight, ever"
+        self._is_writing = True
+        try:
+            delay = _FIRST_DELAY
+            while (end := await self._try(body, commit, expected_version)) is None:
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LAST_DELAY)
+            return end
+        finally:
+            self._is_writing = False
+
+    async def _try(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
+        try:
+            async with asyncio.timeout(self._attempt_timeout):
+                if expected_version is None:
+                    return Landed(await self._storage.create(self._key, body))
+                return Landed(await self._storage.write(self._key, body, expected_version))
+        except CASConflictError:
+            # Of this call that is the truth. But an earlier call of ours may have landed, and a client library
+            # may have sent this one twice: the body tells.
+            pass
+        except Exception as error:  # noqa: BLE001  # whatever a backend raises means: unknown
+            logger.warning("storage_write_unclear", extra={"key": self._key, "error": repr(error)})
+        return await self._resolve(body, commit, expected_version)
+
+    async def _resolve(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
+        found = await self.read()
+        if found is None:
+            return None if expected_version is None else Gone()
+        if found.body == body:
+            return Landed(found.version)
+        if found.version == expected_version:
+            return None  # unresolved: the same bytes on the same version once more
+        return Superseded(found, read_header(found.body).holds(commit))

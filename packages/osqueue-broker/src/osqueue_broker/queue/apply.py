@@ -1,0 +1,227 @@
+"""What each operation does to the queue. A request that cannot be done fails alone, never its batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from osqueue_client import models, operations
+from osqueue_client.errors import BrokerProtocolError, JobNotFoundError, LeaseLostError, OsqueueError, QueueFullError
+from osqueue_client.models import Model
+from osqueue_client.operations import AnyOperation
+
+from .job import IN_PROGRESS, UNCLAIMED, Job
+from .rules import Now
+from .state import QueueState
+
+DEAD_PAGE: Final = 100
+"""Dead jobs on a page when the request does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One request to the queue, a read included. `new_id` is the id of the job that it may make."""
+
+    operation: AnyOperation
+    request: Model
+    new_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The answers to a batch, one a mutation, and whether a commit must land before they are given."""
+
+    answers: list[Model | OsqueueError]
+    has_changed: bool
+
+
+def apply(state: QueueState, batch: Iterable[Mutation], now: Now) -> Applied:
+    """Expire what has expired by now, then do the mutations in their order."""
+    before = state.changes
+    expire(state, now)
+    answers: list[Model | OsqueueError] = []
+    for mutation in batch:
+        try:
+            answers.append(_HANDLERS[mutation.operation.name](state, mutation, now))
+        except OsqueueError as error:
+            answers.append(error)
+    return Applied(answers, state.changes != before)
+
+
+def expire(state: QueueState, now: Now) -> None:
+    """Make jobs whose lease has expired claimable again, or dead when their attempts are used up."""
+    while job := state.expired(now):
+        timeout = state.rules.heartbeat_timeout
+        message = f"no heartbeat of {job.worker_id} for {timeout:g} s, in attempt {job.attempts}"
+        _end_attempt(state, job, models.JobError(type="LeaseExpired", message=message), now, may_retry=True)
+
+
+def bury_exhausted(state: QueueState, now: Now) -> None:
+    """Move claimable jobs without attempts left to the dead: only a foreign broker leaves such behind."""
+    for job in [job for job in state.jobs if job.status == UNCLAIMED and not state.attempts_left(job)]:
+        message = f"all {job.attempts} attempts were used up before this broker led"
+        _end_attempt(state, job, models.JobError(type="AttemptsExhausted", message=message), now, may_retry=False)
+
+
+def _end_attempt(state: QueueState, job: Job, error: models.JobError, now: Now, *, may_retry: bool) -> None:
+    job.last_error = {"type": error.type, "message": error.message, "at": now.wall_ms}
+    if may_retry and state.attempts_left(job):
+        state.release(job)
+    else:
+        state.bury(job, now)
+
+
+def _submit(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.SubmitJob)
+    job = Job.submitted(
+        id=mutation.new_id,
+        payload=request.payload,
+        type=request.type,
+        max_attempts=None if request.max_attempts is None else max(request.max_attempts, 1),
+        created_at=now.wall_ms,
+        position=state.next_position(),
+    )
+    limit = state.rules.max_document_bytes
+    if limit is not None and state.bytes + job.size > limit:
+        raise QueueFullError(f"the queue holds {state.bytes:,} bytes, and the store takes {limit:,} in one object")
+    state.add(job)
+    return models.JobSubmitted(job_id=job.id)
+
+
+def _claim(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.ClaimJob)
+    job = state.first_claimable(request.types or ())
+    if job is None:
+        return models.ClaimedJob()
+    state.lease(job, request.worker_id, now)
+    return models.ClaimedJob(job_id=job.id, payload=job.payload, type=job.type or None, attempt=job.attempts)
+
+
+def _heartbeat(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.LeasedJob)
+    state.renew(_leased(state, request.job_id, request.worker_id), now)
+    return _DONE
+
+
+def _complete(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.LeasedJob)
+    state.complete(_leased(state, request.job_id, request.worker_id))
+    return _DONE
+
+
+def _fail(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.FailJob)
+    job = _leased(state, request.job_id, request.worker_id)
+    _end_attempt(state, job, request.error, now, may_retry=request.retry is not False)
+    return _DONE
+
+
+def _requeue_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.DeadJobRef)
+    dead = state.dead.get(request.job_id)
+    if dead is None:
+        raise JobNotFoundError(f"no dead job {request.job_id}")
+    state.requeue(dead)
+    return _DONE
+
+
+def _delete_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.DeadJobRef)
+    dead = state.dead.get(request.job_id)
+    if dead is None:
+        raise JobNotFoundError(f"no dead job {request.job_id}")
+    state.delete_dead(dead)
+    return _DONE
+
+
+def _stats(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    return models.QueueStats(
+        total=len(state.jobs),
+        unclaimed=state.unclaimed,
+        in_progress=state.in_progress,
+        completed_total=state.completed_total,
+        dead=len(state.dead),
+    )
+
+
+def _list_jobs(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    return models.JobList(
+        jobs=tuple(_info(job) for job in state.jobs),
+        total=len(state.jobs),
+        unclaimed=state.unclaimed,
+        in_progress=state.in_progress,
+        completed_total=state.completed_total,
+    )
+
+
+def _list_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, models.ListDead)
+    after = _cursor(request.cursor)
+    limit = request.limit or DEAD_PAGE
+    page = []
+    for dead in state.dead:
+        if dead.number <= after:
+            continue
+        if len(page) == limit:
+            return models.DeadJobList(
+                jobs=tuple(dead.view() for dead in page), total=len(state.dead), next_cursor=str(page[-1].number)
+            )
+        page.append(dead)
+    return models.DeadJobList(jobs=tuple(dead.view() for dead in page), total=len(state.dead))
+
+
+def _cursor(text: str | None) -> int:
+    if not text:
+        return 0
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    raise BrokerProtocolError("listDead: field 'cursor' is not one that listDead answered", field="cursor")
+
+
+def _leased(state: QueueState, job_id: str, worker_id: str) -> Job:
+    job = state.jobs.get(job_id)
+    if job is None:
+        raise JobNotFoundError(f"no job {job_id}: it was completed, it is dead, or it never was")
+    if job.status != IN_PROGRESS or job.worker_id != worker_id:
+        raise LeaseLostError(f"worker {worker_id} does not hold the lease of job {job_id}", outcome="not_applied")
+    return job
+
+
+def _info(job: Job) -> models.JobInfo:
+    return models.JobInfo(
+        id=job.id,
+        status=job.status,
+        payload=job.payload,
+        type=job.type or None,
+        worker_id=job.worker_id,
+        created_at=job.created_at,
+        attempts=job.attempts,
+        max_attempts=job.max_attempts or 0,
+        heartbeat=job.heartbeat or 0,
+    )
+
+
+_DONE: Final = models.Empty()
+
+_Handler = Callable[[QueueState, Mutation, Now], Model]
+_HANDLERS: Final[dict[str, _Handler]] = {
+    operations.SUBMIT_JOB.name: _submit,
+    operations.CLAIM_JOB.name: _claim,
+    operations.HEARTBEAT.name: _heartbeat,
+    operations.COMPLETE_JOB.name: _complete,
+    operations.FAIL_JOB.name: _fail,
+    operations.GET_STATS.name: _stats,
+    operations.LIST_JOBS.name: _list_jobs,
+    operations.LIST_DEAD.name: _list_dead,
+    operations.REQUEUE_DEAD.name: _requeue_dead,
+    operations.DELETE_DEAD.name: _delete_dead,
+}

@@ -1,0 +1,117 @@
+"""The queue document: state and header to bytes and back, with every field that it came with."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from osqueue_client.errors import EngineStateError
+
+from .dead import DeadJob
+from .job import Job
+from .rules import Now, Rules
+from .state import QueueState
+from .terms import Header, Stamp
+
+_encoder = msgspec.json.Encoder()
+
+T = TypeVar("T")
+
+
+class _Known(Struct, rename="camel", kw_only=True):
+    """The top-level fields that we know; all others are kept as they came."""
+
+    broker: str | None = None
+    broker_heartbeat: int = 0
+    epoch: int | None = None
+    seq: int | None = None
+    commit_id: str | None = None
+    previous_terms: tuple[Stamp, ...] = ()
+    completed_total: int = 0
+    dead_total: int = 0
+
+
+class _Lists(Struct, rename="camel"):
+    jobs: tuple[Raw, ...] = ()
+    dead_jobs: tuple[Raw, ...] = ()
+
+
+_KNOWN_NAMES: Final = frozenset((*_Known.__struct_encode_fields__, *_Lists.__struct_encode_fields__))
+
+
+def read_header(body: bytes) -> Header:
+    """Return a document's header. Raises `EngineStateError` if it is not a queue document."""
+    return _header(_decode(body, _Known))
+
+
+def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueState]:
+    """Return what a document holds; every running job gets a fresh full lease.
+
+    Raises `EngineStateError` if it is not a queue document: it is never repaired by guessing.
+    """
+    known = _decode(body, _Known)
+    lists = _decode(body, _Lists)
+    state = QueueState(rules)
+    state.completed_total = known.completed_total
+    state.dead_total = known.dead_total
+    fields = _decode(body, dict[str, Raw])
+    state.unknown = {name: value.copy() for name, value in fields.items() if name not in _KNOWN_NAMES}
+    try:
+        for text in lists.jobs:
+            _require_new(state, job := Job.from_text(bytes(text), state.next_position()))
+            state.load(job, now)
+        for text in lists.dead_jobs:
+            _require_new(state, dead := DeadJob.from_text(bytes(text)))
+            state.load_dead(dead)
+            state.dead_total = max(state.dead_total, dead.number)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineStateError(f"the queue document has a job that cannot be read: {error}") from error
+    return _header(known), state
+
+
+def write_document(header: Header, state: QueueState) -> bytes:
+    """Return the document of this state. Only what changed since the last time is encoded."""
+    stamp = header.stamp
+    assert stamp is not None, "every commit has a stamp"
+    fields: dict[str, object] = {
+        "broker": header.broker,
+        "brokerHeartbeat": header.broker_heartbeat,
+        "completedTotal": state.completed_total,
+        "epoch": stamp.epoch,
+        "seq": stamp.seq,
+        "commitId": stamp.commit_id,
+        "previousTerms": header.previous_terms,
+        "deadTotal": state.dead_total,
+        **state.unknown,
+    }
+    head = _encoder.encode(fields)
+    return b"".join((head[:-1], b',"deadJobs":', *state.dead.text(), b',"jobs":', *state.jobs.text(), b"}"))
+
+
+def _header(known: _Known) -> Header:
+    stamp = None
+    if known.epoch is not None and known.seq is not None and known.commit_id is not None:
+        stamp = Stamp(known.epoch, known.seq, known.commit_id)
+    return Header(
+        broker=known.broker or None,
+        broker_heartbeat=known.broker_heartbeat,
+        stamp=stamp,
+        previous_terms=known.previous_terms,
+    )
+
+
+def _require_new(state: QueueState, item: Job | DeadJob) -> None:
+    if item.id in state.jobs or item.id in state.dead:
+        raise EngineStateError(f"the queue document has two jobs with the id {item.id}")
+
+
+def _decode(body: bytes, type: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=type)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineStateError(
+            f"the object is not a queue document ({error}); nothing was changed. Look at it, and either mend it "
+            "or point the broker at another prefix"
+        ) from error

@@ -1,0 +1,209 @@
+"""The queue in memory: which jobs there are, which are claimable, which are leased and until when."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+from msgspec import Raw
+
+from .dead import DeadJob
+from .job import GONE, IN_PROGRESS, UNCLAIMED, Job
+from .ready import Ready
+from .rules import Now, Rules
+from .sequence import Sequence
+
+
+class QueueState:
+    """Jobs and their indexes, changed only through the methods below, each O(1) or O(log n).
+
+    `changes` grows with every change that must be written before it is told to anybody. A renewed lease is
+    not one: it is written with the next commit, whatever that is for.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.changes = 0
+        self.jobs: Sequence[Job] = Sequence()
+        self.dead: Sequence[DeadJob] = Sequence()
+        self.completed_total = 0
+        self.dead_total = 0
+        self.in_progress = 0
+        self.bytes = 0
+        self.unknown: dict[str, Raw] = {}
+        self._positions = count()
+        self._by_position: dict[int, Job] = {}
+        self._ready = Ready(self._by_position)
+        self._ready_by_type: dict[str, Ready] = {}
+        self._leases: list[tuple[float, int]] = []
+
+    # Reading
+
+    @property
+    def unclaimed(self) -> int:
+        """How many jobs may be claimed now."""
+        return self._ready.claimable
+
+    def first_claimable(self, types: tuple[str, ...]) -> Job | None:
+        """Return the oldest claimable job of these types, of any type if there are none."""
+        if not types:
+            return self._ready.first()
+        oldest: Job | None = None
+        for type in types:
+            ready = self._ready_by_type.get(type)
+            job = ready.first() if ready else None
+            if job and (oldest is None or job.position < oldest.position):
+                oldest = job
+        return oldest
+
+    def next_lease_deadline(self) -> float | None:
+        """Return when the next lease may expire, in seconds of `Now.served`; None when nothing runs."""
+        while self._leases:
+            deadline, position = self._leases[0]
+            job = self._running_at(position)
+            if job is not None and job.lease_deadline <= deadline:
+                return deadline
+            heappop(self._leases)
+            if job is not None:  # renewed since: its deadline lies further ahead
+                heappush(self._leases, (job.lease_deadline, position))
+        return None
+
+    # Loading
+
+    def next_position(self) -> int:
+        """Return the place at the end of the list."""
+        return next(self._positions)
+
+    def load(self, job: Job, now: Now) -> None:
+        """Take in a job of the document as it stands; a running one gets a fresh full lease."""
+        self._take_in(job)
+        if job.status == UNCLAIMED:
+            self._offer(job)
+        elif job.status == IN_PROGRESS:
+            self.in_progress += 1
+            self._start_lease(job, now)
+        # Any other status is a foreign one: the job is kept as it is, and left alone.
+
+    def load_dead(self, dead: DeadJob) -> None:
+        """Take in a dead job of the document."""
+        self.dead.append(dead)
+        self.bytes += len(dead.text())
+
+    # Changing
+
+    def add(self, job: Job) -> None:
+        """Put a new claimable job at the end."""
+        self.changes += 1
+        self._take_in(job)
+        self._offer(job)
+
+    def lease(self, job: Job, worker_id: str, now: Now) -> None:
+        """Give a claimable job to a worker."""
+        self._withdraw(job)
+        job.status = IN_PROGRESS
+        job.attempts += 1
+        job.worker_id = worker_id
+        self.in_progress += 1
+        self._start_lease(job, now)
+        self._rewrite(job)
+
+    def renew(self, job: Job, now: Now) -> None:
+        """Give a running job another full lease. No commit is owed for it."""
+        job.lease_deadline = now.served + self.rules.heartbeat_timeout
+        job.heartbeat = now.wall_ms
+        job.is_stale = True
+        self.jobs.touch(job)
+
+    def release(self, job: Job) -> None:
+        """Make a running job claimable again, in its old place."""
+        self._end_lease(job)
+        job.status = UNCLAIMED
+        self._offer(job)
+        self._rewrite(job)
+
+    def complete(self, job: Job) -> None:
+        """Take out a running job that is done."""
+        self._end_lease(job)
+        self._take_out(job)
+        self.completed_total += 1
+
+    def bury(self, job: Job, now: Now) -> None:
+        """Move a job, running or not, to the dead. Its `last_error` says why."""
+        if job.status == UNCLAIMED:
+            self._withdraw(job)
+        else:
+            self._end_lease(job)
+        self.dead_total += 1
+        job.is_stale = True
+        dead = DeadJob.of(job, number=self.dead_total, dead_at=now.wall_ms)
+        self._take_out(job)
+        self.load_dead(dead)
+
+    def requeue(self, dead: DeadJob) -> None:
+        """Put a dead job back at the end of the list."""
+        self.delete_dead(dead)
+        self.add(dead.requeued(self.next_position()))
+
+    def delete_dead(self, dead: DeadJob) -> None:
+        """Delete a dead job for good."""
+        self.changes += 1
+        self.bytes -= len(dead.text())
+        self.dead.remove(dead)
+
+    def expired(self, now: Now) -> Job | None:
+        """Return a running job whose lease has expired by now, if there is one."""
+        deadline = self.next_lease_deadline()
+        if deadline is None or deadline > now.served:
+            return None
+        return self._running_at(self._leases[0][1])
+
+    def attempts_left(self, job: Job) -> int:
+        """Return how many more times a job may be claimed; a limit of 0 means one attempt."""
+        limit = self.rules.max_attempts if job.max_attempts is None else max(job.max_attempts, 1)
+        return max(limit - job.attempts, 0)
+
+    def _take_in(self, job: Job) -> None:
+        self.jobs.append(job)
+        self._by_position[job.position] = job
+        self.bytes += job.size
+
+    def _take_out(self, job: Job) -> None:
+        self.changes += 1
+        self.bytes -= job.size
+        job.status = GONE
+        self.jobs.remove(job)
+        del self._by_position[job.position]
+
+    def _offer(self, job: Job) -> None:
+        self._ready.add(job)
+        self._ready_by_type.setdefault(job.type, Ready(self._by_position)).add(job)
+
+    def _withdraw(self, job: Job) -> None:
+        job.status = GONE  # so that the heaps see it as outdated
+        self._ready.drop()
+        of_type = self._ready_by_type[job.type]
+        of_type.drop()
+        if not of_type.claimable:
+            del self._ready_by_type[job.type]
+
+    def _start_lease(self, job: Job, now: Now) -> None:
+        job.lease_deadline = now.served + self.rules.heartbeat_timeout
+        job.heartbeat = now.wall_ms
+        heappush(self._leases, (job.lease_deadline, job.position))
+
+    def _end_lease(self, job: Job) -> None:
+        self.in_progress -= 1
+        job.worker_id = None
+        job.heartbeat = None
+        if len(self._leases) > 2 * self.in_progress + 64:
+            self._leases = [lease for lease in self._leases if self._running_at(lease[1])]
+            heapify(self._leases)
+
+    def _rewrite(self, job: Job) -> None:
+        self.changes += 1
+        job.is_stale = True
+        self.jobs.touch(job)
+
+    def _running_at(self, position: int) -> Job | None:
+        job = self._by_position.get(position)
+        return job if job is not None and job.status == IN_PROGRESS else None

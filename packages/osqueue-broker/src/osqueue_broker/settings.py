@@ -1,0 +1,87 @@
+"""The broker's settings: frozen, checked when made, each default in this one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from osqueue_client.errors import ConfigError
+from osqueue_storage import StorageBackend
+
+from .queue.rules import Rules
+
+DOCUMENT_KEY: Final = "queue.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Durations are seconds. Raises `ConfigError` when the values cannot work together."""
+
+    heartbeat_timeout: float = 30.0
+    """A job's lease expires after this long without a heartbeat of its worker."""
+
+    max_attempts: int = 3
+    """Attempts of a job that was submitted without a number of its own."""
+
+    broker_heartbeat_interval: float = 3.0
+    """The leader gives a sign of life at least this often: the only write of an idle queue."""
+
+    broker_heartbeat_timeout: float = 10.0
+    """A leader is declared dead when the document has not moved for this long."""
+
+    group_commit_interval: float = 0.0
+    """Least time from one commit to the next; the store's own `min_write_interval` counts, too."""
+
+    storage_timeout: float = 10.0
+    """How long one read or write of the store may take before it counts as unanswered and is tried again."""
+
+    request_timeout: float = 10.0
+    """How long a request waits for the store before it is answered with an error."""
+
+    max_pending: int = 10_000
+    """Requests that may wait for the store; one more is answered 429."""
+
+    max_pending_bytes: int = 64 * 1024 * 1024
+    """Bytes of payload that may wait for the store."""
+
+    max_request_bytes: int = 1024 * 1024
+    """The largest request."""
+
+    stop_timeout: float = 1.5
+    """How long `stop()` waits for what is under way, the hand-over of the leadership included."""
+
+    def __post_init__(self) -> None:
+        for name in ("heartbeat_timeout", "broker_heartbeat_interval", "broker_heartbeat_timeout",
+                     "storage_timeout", "request_timeout", "stop_timeout"):  # fmt: skip
+            _require(getattr(self, name) > 0, f"{name} must be more than 0 s")
+        _require(self.group_commit_interval >= 0, "group_commit_interval must not be negative")
+        for name in ("max_attempts", "max_pending", "max_pending_bytes", "max_request_bytes"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
+
+    def check_against(self, storage: StorageBackend) -> None:
+        """Raise `ConfigError` if the leader's sign of life could not get through to this store in time."""
+        spacing = self.write_spacing(storage)
+        slowest = max(self.broker_heartbeat_interval, spacing)
+        _require(
+            self.broker_heartbeat_timeout >= 3 * slowest,
+            f"broker_heartbeat_timeout is {self.broker_heartbeat_timeout:g} s, but must be at least 3 × {slowest:g} s: "
+            f"the larger of broker_heartbeat_interval ({self.broker_heartbeat_interval:g} s) and the time between "
+            f"two writes ({spacing:g} s). Raise the timeout or lower the interval",
+        )
+
+    def write_spacing(self, storage: StorageBackend) -> float:
+        """Seconds that must pass from one write to the next on this store."""
+        return max(self.group_commit_interval, storage.min_write_interval)
+
+    def rules(self, storage: StorageBackend) -> Rules:
+        """What the state machine needs to know of all this."""
+        return Rules(
+            heartbeat_timeout=self.heartbeat_timeout,
+            max_attempts=self.max_attempts,
+            max_document_bytes=storage.max_object_bytes,
+        )
+
+
+def _require(is_fine: bool, mend: str) -> None:
+    if not is_fine:
+        raise ConfigError(mend)
