@@ -27,7 +27,9 @@ def file(tmp_path: Path) -> Factory:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("make", [memory, slow_memory, file])
-async def test_backend_keeps_the_contract(make: Callable[[Path], Factory], check: Check, tmp_path: Path) -> None:
+async def test_backend_keeps_the_contract(
+    make: Callable[[Path], Factory], check: Check, tmp_path: Path
+) -> None:
     await check(make(tmp_path))
 
 
@@ -55,7 +57,9 @@ class ListsEverything(MemoryBackend):
             yield key
 
 
-@pytest.mark.parametrize("broken", [IgnoresVersion, CreatesOverExisting, AppliesInSpiteOfConflict, ListsEverything])
+@pytest.mark.parametrize(
+    "broken", [IgnoresVersion, CreatesOverExisting, AppliesInSpiteOfConflict, ListsEverything]
+)
 async def test_suite_catches_a_broken_backend(broken: type[MemoryBackend]) -> None:
     store: StorageBackend = broken()
     with pytest.raises((ContractViolation, Exception)) as caught:

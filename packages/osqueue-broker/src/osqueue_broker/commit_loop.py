@@ -50,6 +50,8 @@ class CommitLoop:
         self._stopping = False
         self._served = 0.0
         self._seen_at = clock.monotonic()
+        self.has_ended = asyncio.Event()
+        """Set when `run` has ended, for whatever reason."""
 
     @property
     def document(self) -> bytes:
@@ -84,6 +86,7 @@ class CommitLoop:
             self._inbox.close(EngineStateError("the broker ended before it could answer", outcome="unknown"))
             raise
         finally:
+            self.has_ended.set()
             if self._alarm is not None:
                 self._alarm.cancel()
 
@@ -96,12 +99,10 @@ class CommitLoop:
         if not applied.has_changed and self._is_fresh() and self._sign_of_life_in() > 0:
             self._inbox.answer(applied.answers)
             return
-        landed_in = self._term
         superseded_by = await self._write(broker=self._candidate.address)
         if superseded_by is None or superseded_by.holds_ours:
             self._inbox.answer(applied.answers)
         if superseded_by is not None:
-            assert landed_in is self._term
             await self._end_term(superseded_by.found)
 
     async def _write(self, *, broker: str | None) -> Superseded | None:
@@ -169,7 +170,9 @@ class CommitLoop:
 
     def _lease_expires_in(self) -> float | None:
         deadline = self._term.state.next_lease_deadline()
-        return None if deadline is None else deadline - self._served - (self._clock.monotonic() - self._seen_at)
+        return (
+            None if deadline is None else deadline - self._served - (self._clock.monotonic() - self._seen_at)
+        )
 
     async def _wait(self) -> None:
         """Return when there is something to do, and the store may be written again."""

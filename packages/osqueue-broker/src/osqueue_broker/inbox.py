@@ -18,7 +18,9 @@ class Waiting:
 
     __slots__ = ("answer", "arrived_at", "mutation", "size")
 
-    def __init__(self, mutation: Mutation, size: int, answer: asyncio.Future[Model], arrived_at: float) -> None:
+    def __init__(
+        self, mutation: Mutation, size: int, answer: asyncio.Future[Model], arrived_at: float
+    ) -> None:
         self.mutation = mutation
         self.size = size
         self.answer = answer
@@ -62,9 +64,13 @@ class Inbox:
         if self._closed_with is not None:
             raise self._closed_with
         settings = self._settings
-        if len(self._pending) >= settings.max_pending or self._pending_bytes + size > settings.max_pending_bytes:
+        if (
+            len(self._pending) >= settings.max_pending
+            or self._pending_bytes + size > settings.max_pending_bytes
+        ):
             raise QueueFullError(
-                f"{len(self._pending):,} requests ({self._pending_bytes:,} bytes) wait for the store", retry_after=1.0
+                f"{len(self._pending):,} requests ({self._pending_bytes:,} bytes) wait for the store",
+                retry_after=1.0,
             )
         answer: asyncio.Future[Model] = self._loop.create_future()
         self._pending.append(Waiting(mutation, size, answer, self._loop.time()))

@@ -137,7 +137,9 @@ async def reads_are_never_torn(factory: Factory) -> None:
         async def read() -> None:
             while not done.is_set():
                 found = await reader.read("contract/torn")
-                whole = found is not None and len(found.body) == size and found.body.count(found.body[:1]) == size
+                whole = (
+                    found is not None and len(found.body) == size and found.body.count(found.body[:1]) == size
+                )
                 _require(whole, "a read saw parts of two bodies")
                 await asyncio.sleep(0)
 
@@ -236,7 +238,9 @@ async def _conflicts(call: Awaitable[object], what: str) -> None:
 
 async def _holds(store: StorageBackend, key: str, body: bytes) -> None:
     found = await store.read(key)
-    _require(found is not None and found.body == body, f"{key} does not hold what the winning write put there")
+    _require(
+        found is not None and found.body == body, f"{key} does not hold what the winning write put there"
+    )
 
 
 def _require(holds: bool, violation: str) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -43,7 +43,9 @@ class FileBackend:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if sys.platform not in _PLATFORMS:
-            raise ConfigError(f"FileBackend runs on Linux and macOS, not on {sys.platform}: use an object store")
+            raise ConfigError(
+                f"FileBackend runs on Linux and macOS, not on {sys.platform}: use an object store"
+            )
         if not os.fspath(root):
             raise ConfigError("FileBackend needs a folder, for example FileBackend('./data')")
         self._root = Path(root).absolute()
@@ -120,7 +122,7 @@ class FileBackend:
                 path.unlink(missing_ok=True)
                 _sync_folder(path.parent)
 
-    def _keys(self, prefix: str) -> list[str]:
+    def _keys(self, prefix: str) -> Sequence[str]:
         with _translated(self._root, "list", "not_applied"):
             keys = [key_of(self._root, path) for path in self._root.rglob("*") if path.is_file()]
         return sorted((key for key in keys if key is not None and key.startswith(prefix)), key=str.encode)

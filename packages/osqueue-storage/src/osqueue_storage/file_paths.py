@@ -31,7 +31,9 @@ def key_of(root: Path, path: Path) -> str | None:
     if path.name == LOCK_NAME or path.name.startswith(TEMP_PREFIX):
         return None
     *folders, name = path.relative_to(root).parts
-    return "/".join(_decode(part) for part in (*(folder.removesuffix(_FOLDER_MARK) for folder in folders), name))
+    return "/".join(
+        _decode(part) for part in (*(folder.removesuffix(_FOLDER_MARK) for folder in folders), name)
+    )
 
 
 def _encode(part: str) -> str:
@@ -39,7 +41,9 @@ def _encode(part: str) -> str:
     if name.startswith("."):  # quote leaves dots alone: no part may be "..", nor hide among our own files
         name = "%2E" + name[1:]
     if len(name) > _LONGEST_NAME:
-        raise ValueError(f"a part of the key takes {len(name)} bytes as a file name, more than {_LONGEST_NAME}")
+        raise ValueError(
+            f"a part of the key takes {len(name)} bytes as a file name, more than {_LONGEST_NAME}"
+        )
     return name
 
 

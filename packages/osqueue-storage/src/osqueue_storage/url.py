@@ -25,7 +25,9 @@ def open_storage(url: str) -> StorageBackend:
     parts = urlsplit(url)
     opener = _OPENERS.get(parts.scheme)
     if opener is None:
-        what = f"no storage has the scheme {parts.scheme!r}" if parts.scheme else "the storage URL has no scheme"
+        what = (
+            f"no storage has the scheme {parts.scheme!r}" if parts.scheme else "the storage URL has no scheme"
+        )
         raise ConfigError(f"{what}; it should look like {_FORMS}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     storage = opener(parts.netloc, unquote(parts.path), options)

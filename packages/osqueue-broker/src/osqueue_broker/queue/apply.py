@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from osqueue_client import models, operations
-from osqueue_client.errors import BrokerProtocolError, JobNotFoundError, LeaseLostError, OsqueueError, QueueFullError
+from osqueue_client.errors import (
+    BrokerProtocolError,
+    JobNotFoundError,
+    LeaseLostError,
+    OsqueueError,
+    QueueFullError,
+)
 from osqueue_client.models import Model
 from osqueue_client.operations import AnyOperation
 
+from .dead import DeadJob
 from .job import IN_PROGRESS, UNCLAIMED, Job
 from .rules import Now
 from .state import QueueState
@@ -61,7 +68,9 @@ def bury_exhausted(state: QueueState, now: Now) -> None:
     """Move claimable jobs without attempts left to the dead: only a foreign broker leaves such behind."""
     for job in [job for job in state.jobs if job.status == UNCLAIMED and not state.attempts_left(job)]:
         message = f"all {job.attempts} attempts were used up before this broker led"
-        _end_attempt(state, job, models.JobError(type="AttemptsExhausted", message=message), now, may_retry=False)
+        _end_attempt(
+            state, job, models.JobError(type="AttemptsExhausted", message=message), now, may_retry=False
+        )
 
 
 def _end_attempt(state: QueueState, job: Job, error: models.JobError, now: Now, *, may_retry: bool) -> None:
@@ -85,7 +94,9 @@ def _submit(state: QueueState, mutation: Mutation, now: Now) -> Model:
     )
     limit = state.rules.max_document_bytes
     if limit is not None and state.bytes + job.size > limit:
-        raise QueueFullError(f"the queue holds {state.bytes:,} bytes, and the store takes {limit:,} in one object")
+        raise QueueFullError(
+            f"the queue holds {state.bytes:,} bytes, and the store takes {limit:,} in one object"
+        )
     state.add(job)
     return models.JobSubmitted(job_id=job.id)
 
@@ -167,13 +178,15 @@ def _list_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
     assert isinstance(request, models.ListDead)
     after = _cursor(request.cursor)
     limit = request.limit or DEAD_PAGE
-    page = []
+    page: list[DeadJob] = []
     for dead in state.dead:
         if dead.number <= after:
             continue
         if len(page) == limit:
             return models.DeadJobList(
-                jobs=tuple(dead.view() for dead in page), total=len(state.dead), next_cursor=str(page[-1].number)
+                jobs=tuple(dead.view() for dead in page),
+                total=len(state.dead),
+                next_cursor=str(page[-1].number),
             )
         page.append(dead)
     return models.DeadJobList(jobs=tuple(dead.view() for dead in page), total=len(state.dead))
@@ -192,7 +205,9 @@ def _leased(state: QueueState, job_id: str, worker_id: str) -> Job:
     if job is None:
         raise JobNotFoundError(f"no job {job_id}: it was completed, it is dead, or it never was")
     if job.status != IN_PROGRESS or job.worker_id != worker_id:
-        raise LeaseLostError(f"worker {worker_id} does not hold the lease of job {job_id}", outcome="not_applied")
+        raise LeaseLostError(
+            f"worker {worker_id} does not hold the lease of job {job_id}", outcome="not_applied"
+        )
     return job
 
 

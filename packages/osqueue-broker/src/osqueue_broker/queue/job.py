@@ -83,7 +83,14 @@ class Job:
 
     @classmethod
     def submitted(
-        cls, *, id: str, payload: Payload, type: str | None, max_attempts: int | None, created_at: int, position: int
+        cls,
+        *,
+        id: str,
+        payload: Payload,
+        type: str | None,
+        max_attempts: int | None,
+        created_at: int,
+        position: int,
     ) -> Job:
         """Return a new job that waits to be claimed."""
         known = JobText(

@@ -1,0 +1,151 @@
+"""uvicorn inside the running event loop, as a part of a program and not as its owner.
+
+The seam for other HTTP versions is `Listener(protocol=...)`: the class that speaks to one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+logger = logging.getLogger("osqueue.broker.listener")
+
+WS_FRAME_LIMIT: Final = 16 * 1024 * 1024
+"""A larger WebSocket message ends its connection; up to it, the broker answers with an error."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises `OSError` if the address cannot be had."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = infos[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(2048)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class JoinedWrites:
+    """A transport that sends what one turn of the event loop writes as one piece.
+
+    uvicorn writes the head and the body of an answer apart: two system calls and two packets.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send `data` at the end of this turn of the loop."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+
+    def close(self) -> None:
+        """Send what is left, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:  # whatever else a transport can do
+        return getattr(self._transport, name)
+
+
+class JoiningHttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1, its writes joined."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one in all but name
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers, its polling, and its wait for idle connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+        self.must_stop = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the program
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.has_started.set()
+
+    async def main_loop(self) -> None:
+        while not self.must_stop.is_set():
+            date = formatdate(time.time(), usegmt=True).encode()  # noqa: TID251  # only for the Date header
+            self.server_state.default_headers[:] = [(b"date", date)]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.must_stop.wait()
+
+
+class Listener:
+    """Serves an ASGI application on a socket until it is told to stop."""
+
+    def __init__(
+        self, app: ASGIApp, sock: socket.socket, *, protocol: type[asyncio.Protocol] = JoiningHttpProtocol
+    ) -> None:
+        self._sock = sock
+        self._config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="websockets-sansio",
+            ws_max_size=WS_FRAME_LIMIT,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=75,
+        )
+        self._server = _Server(self._config)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The host and port that are bound."""
+        host, port = self._sock.getsockname()[:2]
+        return host, port
+
+    async def serve(self) -> None:
+        """Serve until `stop`. Connections that are still open when the grace period ends are cut."""
+        await self._server.serve(sockets=[self._sock])
+        tasks = list(self._server.server_state.tasks)
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def wait_started(self) -> None:
+        """Return when connections are accepted."""
+        await self._server.has_started.wait()
+
+    def stop(self, grace: float) -> None:
+        """Accept no more, finish the requests under way for at most `grace` seconds, then have `serve` return."""
+        self._config.timeout_graceful_shutdown = grace  # type: ignore[assignment]  # it takes fractions, too
+        self._server.must_stop.set()
