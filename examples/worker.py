@@ -1,0 +1,31 @@
+"""Runs the jobs until Ctrl-C."""
+
+import asyncio
+
+from registry import GenerateReport, SendEmail, registry
+
+from osqueue_client import OsqueueClient
+from osqueue_worker import Worker
+
+
+async def send_email(payload: SendEmail) -> None:
+    print(f'Sending email to {payload.to}: "{payload.body}"', flush=True)
+
+
+async def generate_report(payload: GenerateReport) -> None:
+    print(f"Generating {payload.format} report {payload.report_id}", flush=True)
+
+
+async def main() -> None:
+    async with OsqueueClient("http://127.0.0.1:8080", registry=registry) as client:
+        worker = Worker(
+            client=client,
+            handlers={"email:send": send_email, "report:generate": generate_report},
+            concurrency=5,
+        )
+        print("Worker started, polling for jobs...", flush=True)
+        await worker.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

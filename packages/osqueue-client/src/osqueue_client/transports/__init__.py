@@ -1,0 +1,69 @@
+"""What carries an operation to a broker. A transport is one method; its module is imported when it is chosen."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from ..errors import TransportConfigError
+from ..models import Model
+from ..operations import Operation
+
+Req = TypeVar("Req", bound=Model)
+Res = TypeVar("Res", bound=Model)
+
+TransportName = Literal["connect", "rest", "ws"]
+
+_FORMS = "http://127.0.0.1:8080, https://queue.example.com or 127.0.0.1:8080"
+
+
+class Transport(Protocol):
+    """Carries requests to one broker. Used by many tasks at once, on one event loop."""
+
+    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
+        """Return the broker's answer.
+
+        Raises the broker's own error where it refused; `TransportRequestError` where it refused with one that
+        is not known here; `TransportConnectionError` where no answer came, its `outcome` telling whether the
+        request may have had an effect. A cancellation passes through.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give back the connections. Safe to call twice."""
+        ...
+
+
+def open_transport(name: TransportName, broker_url: str) -> Transport:
+    """Return a transport to the broker at `broker_url`; nothing is connected yet.
+
+    Raises `TransportConfigError` for an unknown name and for a URL that cannot be one.
+    """
+    url = checked_url(broker_url)
+    match name:
+        case "connect":
+            from .connect import ConnectTransport
+
+            return ConnectTransport(url)
+        case "rest":
+            from .rest import RestTransport
+
+            return RestTransport(url)
+        case "ws":
+            from .websocket import WebSocketTransport
+
+            return WebSocketTransport(url)
+    raise TransportConfigError(f"no transport is called {name!r}: there are 'connect', 'rest' and 'ws'")
+
+
+def checked_url(broker_url: str) -> str:
+    """Return the URL with its scheme and without a slash at its end. Raises `TransportConfigError`."""
+    url = broker_url if "://" in broker_url else f"http://{broker_url}"
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.query or parts.fragment:
+        raise TransportConfigError(f"the broker's URL cannot be used; it should look like {_FORMS}")
+    return url.rstrip("/")
