@@ -1,4 +1,4 @@
-"""Broker, producer and worker in one process, on files in a temporary folder; ends when both jobs are done."""
+"""Broker, producer and worker in one process, on a temporary folder; ends when both jobs are done."""
 
 import asyncio
 import tempfile

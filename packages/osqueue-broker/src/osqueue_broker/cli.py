@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     origins = environment.get("OSQUEUE_ALLOW_ORIGIN")
     parser.add_argument("--allow-origin", metavar="ORIGIN", action="append",
                         default=origins.split(",") if origins else None,
-                        help="web origin that may call, repeatable, * for any (default: those of this machine)")  # fmt: skip
+                        help="web origin that may call, repeatable, * for any (default: this machine's)")  # fmt: skip
     parser.add_argument("--log-level", default=environment.get("OSQUEUE_LOG_LEVEL", "info"),
                         choices=("debug", "info", "warning", "error"),
                         help="least severe log line to write (default: %(default)s)")  # fmt: skip

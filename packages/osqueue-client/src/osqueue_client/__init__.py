@@ -51,8 +51,8 @@ __all__ = [
     "RequestTooLargeError",
     "StorageBackendError",
     "SyncOsqueueClient",
+    "Transport",
     "TransportConfigError",
     "TransportConnectionError",
     "TransportRequestError",
-    "Transport",
 ]

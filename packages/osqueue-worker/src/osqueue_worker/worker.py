@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
+import random  # noqa: TID251  # only for the jitter of polling
 import signal
 import socket
 import uuid
@@ -276,7 +276,7 @@ async def _call(hook: Callable[..., Awaitable[None] | None] | None, *args: objec
 
 
 def _jitter() -> float:
-    return random.uniform(0.75, 1.25)  # noqa: TID251  # so that workers do not poll in step
+    return random.uniform(0.75, 1.25)  # so that workers do not poll in step
 
 
 def _short_id() -> str:

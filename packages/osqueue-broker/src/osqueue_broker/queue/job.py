@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from osqueue_client.models import Payload
 
@@ -30,8 +30,9 @@ class JobText(Struct, rename="camel", omit_defaults=True, kw_only=True):
     status: str
     payload: Payload = UNSET
     type: str | None = None
-    created_at: int = 0
-    attempts: int = 0
+    # A default_factory is not left out by omit_defaults: other brokers expect these two in every job.
+    created_at: int = field(default_factory=int)
+    attempts: int = field(default_factory=int)
     max_attempts: int | None = None
     worker_id: str | None = None
     heartbeat: int | None = None

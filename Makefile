@@ -1,0 +1,57 @@
+# `make check` is what CI runs. Everything works from an environment made by `make setup`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+PACKAGES = packages/osqueue-storage packages/osqueue-client packages/osqueue-broker packages/osqueue-worker
+SOURCES = $(PACKAGES:%=%/src)
+PROTO = packages/osqueue-client
+GENERATED = src/osqueue_client/_generated
+
+.PHONY: setup check format lint types layers generated test bench generate pins
+
+setup:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-deps --no-build-isolation $(PACKAGES:%=./%)
+
+check: format lint layers types generated test
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+
+layers:
+	PYTHONPATH=$$(echo $(SOURCES) | tr ' ' ':') $(BIN)/lint-imports
+
+types:
+	MYPYPATH=$$(echo $(SOURCES) | tr ' ' ':'):examples $(BIN)/mypy $(SOURCES) examples/*.py
+
+# The committed messages must be those that the .proto files give today.
+generated:
+	$(BIN)/python tools/check_generated.py
+
+generate:
+	cd $(PROTO) && PATH="$(abspath $(BIN)):$$PATH" buf generate
+
+test:
+	$(BIN)/python -m pytest
+
+bench:
+	$(BIN)/python benchmarks/bench.py
+
+# Hash-pinned and without addresses: uv.lock records where it downloaded from, these files do not.
+pins:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url \
+		--no-emit-package osqueue-storage --no-emit-package osqueue-client \
+		--no-emit-package osqueue-broker --no-emit-package osqueue-worker \
+		--quiet pyproject.toml --group build -o requirements/run.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url \
+		--no-emit-package osqueue-storage --no-emit-package osqueue-client \
+		--no-emit-package osqueue-broker --no-emit-package osqueue-worker \
+		--quiet pyproject.toml --group build --group test -o requirements/test.txt -c requirements/run.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url \
+		--no-emit-package osqueue-storage --no-emit-package osqueue-client \
+		--no-emit-package osqueue-broker --no-emit-package osqueue-worker \
+		--quiet pyproject.toml --group dev --group bench -o requirements/dev.txt -c requirements/test.txt
