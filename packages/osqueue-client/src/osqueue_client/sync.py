@@ -26,7 +26,6 @@ class _LoopThread:
     """An event loop that runs in a daemon thread, and the client that lives on it."""
 
     def __init__(self, make_client: Callable[[], OsqueueClient]) -> None:
-        self.pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="osqueue-client", daemon=True)
         self._thread.start()
@@ -79,6 +78,7 @@ class SyncOsqueueClient:
         self._make_client = make_client
         self._opening = threading.Lock()
         self._is_closed = False
+        self._pid = os.getpid()
         self._thread: _LoopThread | None = _LoopThread(make_client)
 
     @property
@@ -99,7 +99,7 @@ class SyncOsqueueClient:
         with self._opening:
             self._is_closed = True
             thread, self._thread = self._thread, None
-        if thread is not None and thread.pid == os.getpid():
+        if thread is not None and self._pid == os.getpid():
             thread.end()
 
     def __enter__(self) -> Self:
@@ -189,10 +189,12 @@ class SyncOsqueueClient:
         return thread.run(call(thread.client))
 
     def _open(self) -> _LoopThread:
+        if self._pid != os.getpid():
+            # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
+            self._pid, self._opening, self._thread = os.getpid(), threading.Lock(), None
         with self._opening:
             if self._is_closed:
                 raise ConfigError("the client is closed")
-            if self._thread is None or self._thread.pid != os.getpid():
-                # A fork copies neither the thread nor its connections: the child needs its own.
+            if self._thread is None:
                 self._thread = _LoopThread(self._make_client)
             return self._thread

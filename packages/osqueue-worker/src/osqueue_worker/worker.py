@@ -79,7 +79,8 @@ class Worker:
         self._on_completed = on_job_completed
         self._on_failed = on_job_failed
         self._must_stop = asyncio.Event()
-        self._slots = asyncio.Semaphore(concurrency)
+        self._running = 0
+        self._slot_freed = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -131,26 +132,34 @@ class Worker:
             self._must_stop.set()
 
     async def _claim_until_stopped(self, jobs: asyncio.TaskGroup) -> None:
-        """Fill the free slots as long as there is work; look again after `poll_interval` when there is none."""
-        delay = self._poll_interval
+        """Ask for one job while there is none; once there is one, for as many at once as there are free slots."""
+        width, failures = 1, 0
         while not self._must_stop.is_set():
-            await self._slots.acquire()
-            job, failed = None, False
-            try:
-                if not self._must_stop.is_set():
-                    job = await self._client.claim_job(self.worker_id, tuple(self._handlers))
-            except (BrokerProtocolError, ConfigError):
-                raise  # asking again would not help
-            except OsqueueError as error:
-                failed = True
-                logger.warning("claim_failed", extra={"error": repr(error)})
-            if job is not None:
-                delay = self._poll_interval
-                jobs.create_task(self._run_in_slot(job))
+            free = self._concurrency - self._running
+            if not free:
+                self._slot_freed.clear()
+                await self._slot_freed.wait()
                 continue
-            self._slots.release()
-            await self._pause(delay)
-            delay = min(2 * delay, _LONGEST_DELAY) if failed else self._poll_interval
+            answers = await asyncio.gather(*(self._claim() for _ in range(min(width, free))))
+            claimed = [answer for answer in answers if isinstance(answer, Job)]
+            for job in claimed:
+                self._running += 1
+                jobs.create_task(self._run_in_slot(job))
+            width = self._concurrency if claimed else 1
+            failures = failures + 1 if any(isinstance(answer, OsqueueError) for answer in answers) else 0
+            if not claimed:
+                longest = max(_LONGEST_DELAY, self._poll_interval)
+                await self._pause(min(self._poll_interval * 2 ** min(failures, 8), longest))
+
+    async def _claim(self) -> Job | OsqueueError | None:
+        """Return a job, None when there is none, or why the broker could not be asked just now."""
+        try:
+            return await self._client.claim_job(self.worker_id, tuple(self._handlers))
+        except (BrokerProtocolError, ConfigError):
+            raise  # asking again would not help
+        except OsqueueError as error:
+            logger.warning("claim_failed", extra={"error": repr(error)})
+            return error
 
     async def _pause(self, delay: float) -> None:
         """Wait about that long, or until the worker is told to stop."""
@@ -166,7 +175,8 @@ class Worker:
         try:
             await self._run_job(job)
         finally:
-            self._slots.release()
+            self._running -= 1
+            self._slot_freed.set()
 
     async def _run_job(self, job: Job) -> None:
         await _call(self._on_claimed, job)
@@ -254,6 +264,11 @@ class _Outcome:
     async def of(cls, handling: Awaitable[None]) -> _Outcome:
         try:
             await handling
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return cls(RuntimeError("the handler was cancelled by what it waited for"))
         except Exception as error:  # noqa: BLE001  # carried to raise_if_failed
             return cls(error)
         return cls(None)
