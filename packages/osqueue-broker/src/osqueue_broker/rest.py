@@ -109,7 +109,7 @@ async def failed(request: Request, exc: Exception) -> Response:
 
 
 def _route(operation: AnyOperation, service: Service, limit: int) -> Route:
-    path = operation.path.replace("{jobId}", "{job_id}")
+    path = operation.path.replace("{jobId}", "{job_id:path}")  # a foreign id may hold a slash
     return Route(path, _endpoint(operation, service, limit), methods=[operation.http_method])
 
 

@@ -124,7 +124,7 @@ class _Session:
             result = await self._call(request)
             answer = _encoder.encode(_Answer(id, True, Raw(result)))
         except OsqueueError as error:
-            answer = _refusal(_id_of(body, self._limit) if id is _NULL else id, error)
+            answer = _refusal(_id_of(body) if id is _NULL else id, error)
         except Exception as error:  # noqa: BLE001  # a fault of ours ends neither the connection nor its neighbours
             answer = _refusal(id, unexpected(error))
         finally:
@@ -149,10 +149,8 @@ def _parse(body: bytes) -> _Request:
         raise BrokerProtocolError(f"the message is not a request: {error}") from None
 
 
-def _id_of(body: bytes, limit: int) -> Raw:
+def _id_of(body: bytes) -> Raw:
     """Return the id of a message that is no proper request, where it has one that can be read."""
-    if len(body) > limit:
-        return _NULL
     try:
         return _id_decoder.decode(body).get("id", _NULL)
     except (msgspec.DecodeError, RecursionError):

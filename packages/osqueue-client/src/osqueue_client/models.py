@@ -39,7 +39,7 @@ class JobSubmitted(Model, frozen=True, kw_only=True):
 
 
 class ClaimJob(Model, frozen=True, kw_only=True):
-    """Ask for a job. Without `types` any job will do; the type `""` means jobs without a type."""
+    """Ask for a job. Without `types` any job will do; with them, never one without a type."""
 
     worker_id: Name
     types: tuple[str, ...] | None = None

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, overload
 from osqueue_storage import StorageBackend
 
 from .client import OsqueueClient
-from .errors import ConfigError
+from .errors import ConfigError, TransportConfigError
 from .job import Job
 from .models import DeadJobList, JobError, JobList, QueueStats
 from .registry import JobType, Registry
@@ -29,7 +29,11 @@ class _LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="osqueue-client", daemon=True)
         self._thread.start()
-        self.client = self.run(self._made(make_client))
+        try:
+            self.client = self.run(self._made(make_client))
+        except BaseException:
+            self._end_thread()
+            raise
 
     @staticmethod
     async def _made(make_client: Callable[[], OsqueueClient]) -> OsqueueClient:
@@ -46,6 +50,9 @@ class _LoopThread:
 
     def end(self) -> None:
         self.run(self.client.aclose())
+        self._end_thread()
+
+    def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -58,7 +65,7 @@ class SyncOsqueueClient:
             client.submit_job("email:send", {"to": "a@example.com"})
 
     May be used from many threads, and in one that runs an event loop (which it blocks). After a fork, the
-    child opens connections of its own.
+    child opens connections of its own; the transport is REST by default, since that of Connect cannot.
     """
 
     def __init__(
@@ -66,7 +73,7 @@ class SyncOsqueueClient:
         broker_url: str | Sequence[str] | None = None,
         *,
         registry: Registry | None = None,
-        transport: TransportName = "connect",
+        transport: TransportName = "rest",
         storage: StorageBackend | None = None,
         timeout: float = 30.0,
     ) -> None:
@@ -76,6 +83,7 @@ class SyncOsqueueClient:
             )
 
         self._make_client = make_client
+        self._transport = transport
         self._opening = threading.Lock()
         self._is_closed = False
         self._pid = os.getpid()
@@ -190,6 +198,12 @@ class SyncOsqueueClient:
 
     def _open(self) -> _LoopThread:
         if self._pid != os.getpid():
+            if self._transport == "connect":
+                # The threads of its HTTP library do not live on in the child, and cannot be started again there.
+                raise TransportConfigError(
+                    "the connect transport cannot be used after a fork: choose transport='rest' or 'ws', "
+                    "or make the client in the child before it is used in the parent"
+                )
             # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
             self._pid, self._opening, self._thread = os.getpid(), threading.Lock(), None
         with self._opening:

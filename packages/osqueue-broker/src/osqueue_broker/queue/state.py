@@ -45,12 +45,15 @@ class QueueState:
         return self._ready.claimable
 
     def first_claimable(self, types: tuple[str, ...]) -> Job | None:
-        """Return the oldest claimable job of these types, of any type if there are none."""
+        """Return the oldest claimable job of these types, of any type or none if there are none.
+
+        A claim with types never returns an untyped job, also when one of them is the empty string.
+        """
         if not types:
             return self._ready.first()
         oldest: Job | None = None
         for type in types:
-            ready = self._ready_by_type.get(type)
+            ready = self._ready_by_type.get(type) if type else None
             job = ready.first() if ready else None
             if job and (oldest is None or job.position < oldest.position):
                 oldest = job
