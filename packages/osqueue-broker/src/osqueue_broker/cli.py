@@ -20,12 +20,16 @@ from osqueue_storage import open_storage
 from .server import BrokerServer
 
 _DEFAULT_STORAGE: Final = "file:./.osqueue"
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a broker until SIGINT or SIGTERM; return the exit status."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.log_level not in _LOG_LEVELS:  # argparse does not check what comes from the environment
+        parser.error(f"OSQUEUE_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler], force=True)
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runner.run(_serve(options))
     except OSError as error:
         print(
-            f"osqueue-broker: cannot listen on {options.host}:{options.port}: {error.strerror}",
+            f"osqueue-broker: cannot listen on {options.host}:{options.port}: {error.strerror or error}",
             file=sys.stderr,
         )
         return 1
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
                         default=origins.split(",") if origins else None,
                         help="web origin that may call, repeatable, * for any (default: this machine's)")  # fmt: skip
     parser.add_argument("--log-level", default=environment.get("OSQUEUE_LOG_LEVEL", "info"),
-                        choices=("debug", "info", "warning", "error"),
+                        choices=_LOG_LEVELS,
                         help="least severe log line to write (default: %(default)s)")  # fmt: skip
     return parser
 

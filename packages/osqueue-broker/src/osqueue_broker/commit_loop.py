@@ -67,6 +67,10 @@ class CommitLoop:
         self._stopping = True
         self._inbox.wake()
 
+    def give_up(self) -> None:
+        """Answer what waits for the store with `StorageBackendError`: it is not answering, and time is up."""
+        self._inbox.give_up()
+
     async def run(self) -> None:
         """Lead until `stop`, or until the term is over.
 

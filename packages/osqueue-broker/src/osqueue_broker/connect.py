@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from .rest import Service, unexpected
 
 TAG_HEADER = "osqueue-error"
 """The response header with an error's tag, for clients that do not read error details."""
+
+_PROTO_FIELD = re.compile(r"for field [\w.]+\.(\w+)")
 
 AnyMessage = Message[Any]
 
@@ -121,6 +124,16 @@ class _Errors:
                     f"the request is larger than {self._limit:,} bytes", outcome="not_applied"
                 )
             case Code.INVALID_ARGUMENT:
-                return BrokerProtocolError(error.message)
+                return _malformed(error.message)
             case _:
                 return None  # the caller has gone, or its deadline has passed: connectrpc says so itself
+
+
+def _malformed(message: str) -> BrokerProtocolError:
+    """Name the field that protobuf could not read as it is spelt on the wire."""
+    named = _PROTO_FIELD.search(message)
+    if named is None:
+        return BrokerProtocolError(message)
+    first, *rest = named.group(1).split("_")
+    field = first + "".join(word.capitalize() for word in rest)
+    return BrokerProtocolError(f"field '{field}': {message}", field=field)

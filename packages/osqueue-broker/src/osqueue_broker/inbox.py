@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -124,7 +125,13 @@ class Inbox:
 
     def _on_alarm(self) -> None:
         self._alarm = None
-        overdue = self._loop.time() - self._settings.request_timeout
+        self.give_up(arrived_before=self._loop.time() - self._settings.request_timeout)
+        if self._pending or self._taken:
+            self._set_alarm()
+
+    def give_up(self, *, arrived_before: float = math.inf) -> None:
+        """Answer what has waited since before that moment (of the loop's clock): the store is not answering."""
+        overdue = arrived_before
         for waiting in self._taken:
             if waiting.arrived_at <= overdue:
                 waiting.give(StorageBackendError("the store has not confirmed the change", outcome="unknown"))
@@ -132,5 +139,3 @@ class Inbox:
             waiting = self._pending.popleft()
             self._pending_bytes -= waiting.size
             waiting.give(StorageBackendError("the store does not answer", outcome="not_applied"))
-        if self._pending or self._taken:
-            self._set_alarm()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from osqueue_client.errors import BrokerLeadershipError
+from osqueue_client.errors import BrokerLeadershipError, StorageBackendError
 from osqueue_storage import StoredObject
 
 from .clock import Clock
@@ -47,10 +47,17 @@ class Candidate:
     async def run(self) -> Term:
         """Begin a term, after watching a possible leader for as long as it takes to know that it is dead.
 
-        Raises `BrokerLeadershipError` that names the leader if there is one alive, and `EngineStateError` if
-        the document cannot be read.
+        Raises `BrokerLeadershipError` that names the leader if there is one alive, `EngineStateError` if the
+        document cannot be read, and `StorageBackendError` if the store does not answer.
         """
-        found = await self._writer.read()
+        try:
+            async with asyncio.timeout(self._settings.request_timeout):
+                found = await self._writer.read()
+        except TimeoutError:
+            raise StorageBackendError(
+                f"the store has not answered for {self._settings.request_timeout:g} s: the log says how it failed",
+                outcome="not_applied",
+            ) from None
         has_just_bound = True
         while True:
             if found is not None and self._right(found, has_just_bound) is Right.WATCH:

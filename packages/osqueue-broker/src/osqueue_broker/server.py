@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from osqueue_client.errors import EngineStateError
+from osqueue_client.errors import BrokerLeadershipError, EngineStateError
 from osqueue_storage import StorageBackend
 
 from .app import BrokerApp
@@ -65,6 +65,7 @@ class BrokerServer:
         self._clock = clock or SystemClock()
         self._main: asyncio.Task[None] | None = None
         self._must_stop = asyncio.Event()
+        self._is_leading = False
         self._address: tuple[str, int] | None = None
 
     @property
@@ -93,28 +94,41 @@ class BrokerServer:
             raise
         if self._main.done():
             has_started.cancel()
+            if self._main.cancelled():
+                raise BrokerLeadershipError("the server was stopped before it led")
             await self._main
+        self._is_leading = True
 
     async def wait(self) -> None:
         """Return when the server has stopped; raise what made it stop if that was a failure."""
         if self._main is not None:
-            await asyncio.shield(self._main)
+            await asyncio.wait((self._main,))
+            if not self._main.cancelled():
+                self._main.result()
 
     async def stop(self) -> None:
         """Take no more requests, finish those under way, hand over, and end. Safe twice and before start."""
-        self._must_stop.set()
+        self._ask_to_stop()
         await self.wait()
+
+    def _ask_to_stop(self) -> None:
+        self._must_stop.set()
+        if self._main is not None and not self._is_leading:
+            self._main.cancel()  # it still watches another leader, or asks a store that does not answer
 
     async def run(self, *, on_started: Callable[[], object] | None = None) -> None:
         """Start, call `on_started`, serve until SIGINT or SIGTERM, and stop."""
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._must_stop.set)
+            loop.add_signal_handler(number, self._ask_to_stop)
         try:
             await self.start()
             if on_started is not None:
                 on_started()
             await self.wait()
+        except BrokerLeadershipError:
+            if not (self._must_stop.is_set() and not self._is_leading):
+                raise
         finally:
             for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
@@ -144,10 +158,12 @@ class BrokerServer:
                     has_started.set_result(None)
                     logger.info("broker_started", extra={"address": self.address, "advertised": advertised})
                     await _first(commits.has_ended, self._must_stop)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._settings.stop_timeout / 3):
-                            await app.drain()
-                    listener.stop(self._settings.stop_timeout / 3)
+                    third = self._settings.stop_timeout / 3
+                    # What the store has not confirmed by then is answered all the same, with what is known of it.
+                    impatience = asyncio.get_running_loop().call_later(0.8 * third, commits.give_up)
+                    await app.drain()
+                    listener.stop(third)
+                impatience.cancel()
         logger.info("broker_stopped", extra={"address": self.address})
 
 
@@ -226,7 +242,7 @@ async def _leading(
         yield commits, QueueService(commits, address, clock)
     finally:
         commits.stop()
-        done, _ = await asyncio.wait((running,), timeout=settings.stop_timeout)
+        done, _ = await asyncio.wait((running,), timeout=settings.stop_timeout / 3)
         if not done:
             logger.error("hand_over_timed_out", extra={"address": address})
             running.cancel()

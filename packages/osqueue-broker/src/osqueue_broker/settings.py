@@ -48,7 +48,7 @@ class BrokerSettings:
     """The largest request."""
 
     stop_timeout: float = 1.5
-    """How long `stop()` waits for what is under way, the hand-over of the leadership included."""
+    """How long `stop()` takes at most: a third each for what is under way, for connections, for the hand-over."""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_timeout", "broker_heartbeat_interval", "broker_heartbeat_timeout",

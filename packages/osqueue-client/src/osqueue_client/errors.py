@@ -65,12 +65,18 @@ class JobNotFoundError(OsqueueError):
     http_status = 404
     connect_code = "not_found"
 
+    def __init__(self, message: str = "", *, outcome: Outcome | None = "not_applied") -> None:
+        super().__init__(message, outcome=outcome)
+
 
 class LeaseLostError(OsqueueError):
     """The worker does not hold the job's lease, or no longer: what it sent has had no effect."""
 
     http_status = 409
     connect_code = "failed_precondition"
+
+    def __init__(self, message: str = "", *, outcome: Outcome | None = "not_applied") -> None:
+        super().__init__(message, outcome=outcome)
 
 
 class QueueFullError(OsqueueError):

@@ -61,6 +61,7 @@ class Job:
         "lease_deadline",
         "max_attempts",
         "position",
+        "size",
         "status",
         "type",
         "worker_id",
@@ -79,6 +80,8 @@ class Job:
         self.heartbeat = known.heartbeat
         self.last_error: dict[str, str | int] | None = None
         self.position = position
+        # What the job counts in the document's size, with room for what a lease adds to its text.
+        self.size = len(text) + 128
         self.lease_deadline = 0.0
         self.block: Block | None = None
 
@@ -104,11 +107,6 @@ class Job:
     def from_text(cls, text: bytes, position: int) -> Job:
         """Return the job that stands in a document. Raises `msgspec.DecodeError` if it is not one."""
         return cls(text, _text_decoder.decode(text), position)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the job's text when it was last written: an estimate while it is stale."""
-        return len(self._text)
 
     @property
     def payload(self) -> Raw | UnsetType:

@@ -23,6 +23,9 @@ Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
 
+_BROKEN_LATER = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+
+
 class ConnectTransport:
     """Calls a broker over Connect, with protobuf messages or, for reading along, with JSON ones.
 
@@ -76,7 +79,9 @@ def _translated(operation: AnyOperation, error: ConnectError) -> OsqueueError:
         if fields is not None:
             return error_from_wire(dict(fields.to_python()), method=operation.name)
     if error.code is Code.UNAVAILABLE and error.__cause__ is not None:
-        was_sent = not isinstance(error.__cause__, ConnectionRefusedError | ConnectionError)
+        was_sent = not isinstance(error.__cause__, ConnectionError) or isinstance(
+            error.__cause__, _BROKEN_LATER
+        )
         return TransportConnectionError(
             f"{operation.name}: no answer from the broker: {error.message}",
             outcome="unknown" if was_sent else "not_applied",

@@ -54,12 +54,18 @@ class _Session:
         await self.connection.close()
         await asyncio.wait((self._reader,))
 
+    def _asker_of(self, answer: _Answer) -> asyncio.Future[_Answer] | None:
+        """Return who waits for it. One without an id is to a message that the broker could not read."""
+        if answer.id is not None:
+            return self.waiting.pop(answer.id, None)
+        return self.waiting.popitem()[1] if len(self.waiting) == 1 else None
+
     async def _read(self) -> None:
         why = "the connection was closed"
         try:
             async for text in self.connection:
                 answer = _decoder.decode(text)
-                future = self.waiting.pop(answer.id, None) if answer.id is not None else None
+                future = self._asker_of(answer)
                 if future is not None and not future.done():
                     future.set_result(answer)
         except (ConnectionClosed, msgspec.DecodeError) as error:

@@ -1,0 +1,331 @@
+"""Small clients of the wire, written from the protocol and not from the client package."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Raw
+from websockets.asyncio.client import ClientConnection, connect
+
+from osqueue_broker import BrokerServer
+from osqueue_storage import MemoryBackend, StoredObject
+
+KEY = "queue.json"
+SERVICE = "/osqueue.v1.QueueService"
+PATHS = {
+    "submitJob": ("POST", "/v1/jobs"),
+    "claimJob": ("POST", "/v1/jobs/claim"),
+    "heartbeat": ("POST", "/v1/jobs/{jobId}/heartbeat"),
+    "completeJob": ("POST", "/v1/jobs/{jobId}/complete"),
+    "failJob": ("POST", "/v1/jobs/{jobId}/fail"),
+    "getStats": ("GET", "/v1/stats"),
+    "listJobs": ("GET", "/v1/jobs"),
+    "listDead": ("GET", "/v1/dead-jobs"),
+    "requeueDead": ("POST", "/v1/dead-jobs/{jobId}/requeue"),
+    "deleteDead": ("POST", "/v1/dead-jobs/{jobId}/delete"),
+}
+JOB_INFO = {
+    1: ("id", "s"), 2: ("status", "s"), 3: ("payload", "b"), 4: ("type", "s"), 5: ("workerId", "s"),
+    6: ("createdAt", "i"), 7: ("attempts", "i"), 8: ("maxAttempts", "i"), 9: ("heartbeat", "i"),
+}  # fmt: skip
+ERROR = {100: ("type", "s"), 101: ("message", "s")}
+DEAD = {
+    100: ("id", "s"), 101: ("payload", "b"), 102: ("type", "s"), 103: ("createdAt", "i"),
+    104: ("attempts", "i"), 105: ("maxAttempts", "i"), 106: ("deadAt", "i"), 107: ("error", ERROR),
+}  # fmt: skip
+LEASED = {1: ("jobId", "s"), 2: ("workerId", "s")}
+REF = {100: ("jobId", "s")}
+# The field numbers of the contract, by operation: request and response. A list marks a repeated field.
+NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
+    "submitJob": ({1: ("payload", "b"), 2: ("maxAttempts", "i"), 3: ("type", "s")}, {1: ("jobId", "s")}),
+    "claimJob": (
+        {1: ("workerId", "s"), 2: ("types", ["s"])},
+        {1: ("jobId", "s"), 2: ("payload", "b"), 3: ("type", "s"), 100: ("attempt", "i")},
+    ),
+    "heartbeat": (LEASED, {}),
+    "completeJob": (LEASED, {}),
+    "failJob": (
+        {100: ("jobId", "s"), 101: ("workerId", "s"), 102: ("error", ERROR), 103: ("retry", "i")}, {}
+    ),
+    "getStats": (
+        {},
+        {
+            1: ("total", "i"), 2: ("unclaimed", "i"), 3: ("inProgress", "i"), 4: ("brokerAddress", "s"),
+            100: ("completedTotal", "i"), 101: ("dead", "i"), 102: ("features", ["s"]),
+        },
+    ),
+    "listJobs": (
+        {},
+        {
+            1: ("jobs", [JOB_INFO]), 2: ("total", "i"), 3: ("unclaimed", "i"), 4: ("inProgress", "i"),
+            5: ("completedTotal", "i"), 6: ("brokerAddress", "s"),
+        },
+    ),
+    "listDead": (
+        {100: ("limit", "i"), 101: ("cursor", "s")},
+        {100: ("jobs", [DEAD]), 101: ("total", "i"), 102: ("nextCursor", "s")},
+    ),
+    "requeueDead": (REF, {}),
+    "deleteDead": (REF, {}),
+}  # fmt: skip
+
+
+class Refused(Exception):
+    """An error answer: `status` is the HTTP status (None over WebSocket), `code` that of Connect."""
+
+    def __init__(self, error: dict[str, Any], status: int | None = None, code: str | None = None) -> None:
+        super().__init__(f"{status} {code} {error}")
+        self.error, self.status, self.code = error, status, code
+        self.tag, self.message = error.get("_tag"), error.get("message", "")
+
+
+def text_of(fields: dict[str, Any]) -> bytes:
+    """JSON text of a request whose `payload`, if any, is JSON text already."""
+    parts = [f"{json.dumps(n)}:{v if n == 'payload' else json.dumps(v)}" for n, v in fields.items()]
+    return ("{" + ",".join(parts) + "}").encode()
+
+
+def fields_of(text: bytes) -> dict[str, Any]:
+    """The answer in JSON, each `payload` as its JSON text."""
+    fields: dict[str, Any] = {}
+    for name, raw in msgspec.json.decode(text, type=dict[str, Raw]).items():
+        if name == "payload":
+            fields[name] = bytes(raw).decode()
+        elif name == "jobs":
+            fields[name] = [fields_of(bytes(item)) for item in msgspec.json.decode(raw, type=list[Raw])]
+        else:
+            fields[name] = json.loads(bytes(raw))
+    return fields
+
+
+def varint(n: int) -> bytes:
+    n &= 2**64 - 1
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+def to_proto(fields: dict[str, Any], numbers: dict[int, Any]) -> bytes:
+    out = b""
+    for number, (name, kind) in numbers.items():
+        if fields.get(name) is None:
+            continue
+        values = fields[name] if isinstance(kind, list) else [fields[name]]
+        item = kind[0] if isinstance(kind, list) else kind
+        for value in values:
+            if item == "i":
+                out += varint(number << 3) + varint(int(value))
+                continue
+            data = to_proto(value, item) if isinstance(item, dict) else value.encode()
+            out += varint(number << 3 | 2) + varint(len(data)) + data
+    return out
+
+
+def from_proto(data: bytes, numbers: dict[int, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    at = 0
+
+    def read() -> int:
+        nonlocal at
+        n = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            n |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return n
+
+    while at < len(data):
+        key = read()
+        name, kind = numbers[key >> 3]
+        item = kind[0] if isinstance(kind, list) else kind
+        value: Any = read()
+        if key & 7 == 2:
+            length, at = value, at + value
+            raw = data[at - length : at]
+            value = from_proto(raw, item) if isinstance(item, dict) else raw.decode()
+        if isinstance(kind, list):
+            fields.setdefault(name, []).append(value)
+        else:
+            fields[name] = value
+    return fields
+
+
+def connect_refusal(response: httpx.Response) -> Refused:
+    body = response.json()
+    details = body.get("details", [])
+    error = {"_tag": response.headers.get("osqueue-error"), "message": body.get("message", "")}
+    for detail in details:
+        if detail["type"] == "google.protobuf.Struct":
+            error["detail"] = base64.b64decode(detail["value"] + "==")
+    return Refused(error, response.status_code, body["code"])
+
+
+class Rest:
+    name = "rest"
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        verb, path = PATHS[method]
+        if "{jobId}" in path:
+            path = path.replace("{jobId}", fields.pop("jobId"))
+        if verb == "GET":
+            answer = await self.http.get(path, params=fields)
+        else:
+            answer = await self.http.post(path, content=text_of(fields), headers=JSON)
+        if answer.status_code == 204:
+            assert answer.content == b""
+            return {}
+        if answer.status_code != 200:
+            raise Refused(answer.json(), answer.status_code)
+        assert answer.headers["content-type"].startswith("application/json")
+        return fields_of(answer.content)
+
+
+JSON = {"content-type": "application/json"}
+
+
+class WebSocket:
+    name = "ws"
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.ids = itertools.count(1)
+
+    async def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        id = next(self.ids)
+        frame = b'{"id":%d,"method":%s,"params":%s}' % (id, json.dumps(method).encode(), text_of(fields))
+        await self.socket.send(frame.decode())
+        answer = msgspec.json.decode(await asyncio.wait_for(self.socket.recv(), 10), type=dict[str, Raw])
+        assert json.loads(bytes(answer["id"])) == id
+        if bytes(answer["ok"]) == b"false":
+            raise Refused(json.loads(bytes(answer["error"])))
+        return fields_of(bytes(answer["result"]))
+
+
+class ConnectJson:
+    name = "connect-json"
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        if "payload" in fields:
+            fields["payload"] = base64.b64encode(fields["payload"].encode()).decode()
+        answer = await self.http.post(f"{SERVICE}/{rpc(method)}", json=fields, headers=JSON)
+        if answer.status_code != 200:
+            raise connect_refusal(answer)
+        return self._plain(answer.json())
+
+    def _plain(self, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in ("createdAt", "heartbeat", "deadAt"):
+            if name in fields:
+                fields[name] = int(fields[name])
+        if "payload" in fields:
+            fields["payload"] = base64.b64decode(fields["payload"]).decode()
+        for job in fields.get("jobs", []):
+            self._plain(job)
+        return fields
+
+
+class ConnectProto:
+    name = "connect-proto"
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    async def call(self, method: str, **fields: Any) -> dict[str, Any]:
+        request, response = NUMBERS[method]
+        answer = await self.http.post(
+            f"{SERVICE}/{rpc(method)}",
+            content=to_proto(fields, request),
+            headers={"content-type": "application/proto", "connect-protocol-version": "1"},
+        )
+        if answer.status_code != 200:
+            raise connect_refusal(answer)
+        assert answer.headers["content-type"] == "application/proto"
+        return from_proto(answer.content, response)
+
+
+def rpc(method: str) -> str:
+    return method[0].upper() + method[1:]
+
+
+Wire = Rest | WebSocket | ConnectJson | ConnectProto
+WIRES = ("rest", "ws", "connect-json", "connect-proto")
+
+
+@asynccontextmanager
+async def opened(server: BrokerServer, name: str = "rest") -> AsyncIterator[Any]:
+    """A client of the server over one of `WIRES`."""
+    async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=20, trust_env=False) as http:
+        if name == "ws":
+            async with connect(f"ws://{server.address}/v1/ws", proxy=None, max_size=None) as socket:
+                yield WebSocket(socket)
+        else:
+            yield {"rest": Rest, "connect-json": ConnectJson, "connect-proto": ConnectProto}[name](http)
+
+
+async def until(condition: Any, seconds: float = 5.0) -> None:
+    """Wait, bounded, for something that another task brings about."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  # any condition, bounded
+            await asyncio.sleep(0.002)
+
+
+class FaultyStore(MemoryBackend):
+    """Loses answers or requests on demand, may hold writes at a gate, and counts all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: list[str] = []  # of the next writes: "answer" (lost after the effect), "request", ""
+        self.attempts: list[tuple[bytes, str]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.in_flight = self.most_in_flight = self.at_gate = self.creates = 0
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            self.attempts.append((body, expected_version))
+            fault = self.faults.pop(0) if self.faults else ""
+            if not self.gate.is_set():
+                self.at_gate += 1
+                await self.gate.wait()
+            if fault == "request":
+                raise ConnectionError("the request was lost")
+            version = await super().write(key, body, expected_version)
+            if fault == "answer":
+                raise ConnectionError("the answer was lost")
+            return version
+        finally:
+            self.in_flight -= 1
+
+    async def create(self, key: str, body: bytes) -> str:
+        self.creates += 1
+        return await super().create(key, body)
+
+    def now(self) -> dict[str, Any]:
+        return json.loads(self._objects[KEY].body)
+
+    def put_now(self, document: Any) -> None:
+        """What another program does to the object, at this very moment."""
+        self._put(KEY, document if isinstance(document, bytes) else json.dumps(document).encode())
+
+    def object(self) -> StoredObject | None:
+        return self._objects.get(KEY)

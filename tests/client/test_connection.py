@@ -1,0 +1,236 @@
+"""No answer: what the client raises then, and what it says about the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import cast
+
+import pytest
+from client.support import free_port, transport_to
+
+from osqueue_broker import BrokerServer
+from osqueue_client import (
+    BrokerLeadershipError,
+    ConfigError,
+    DiscoveryError,
+    OsqueueClient,
+    TransportConfigError,
+    TransportConnectionError,
+)
+from osqueue_client.transports import TransportName
+from osqueue_storage import MemoryBackend, StorageBackend
+
+NAMES: tuple[TransportName, ...] = ("rest", "ws", "connect")
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(answer: Answer) -> AsyncIterator[str]:
+    """A server that is no broker, its connections closed at the end; yields its URL."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(asyncio.CancelledError):
+            await answer(reader, writer)
+
+    server = await asyncio.start_server(served, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        for writer in writers:
+            writer.close()
+        server.close()
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(4096):
+        pass
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def test_silence_ends_in_a_timeout_of_unknown_outcome(transport_name: str) -> None:
+    async with (
+        listening(silent) as url,
+        OsqueueClient(transport=transport_to(transport_name, url), timeout=0.2) as client,
+    ):
+        with pytest.raises(TransportConnectionError, match=r"0\.2 s") as caught:
+            await client.submit_job("a", 1)
+        assert caught.value.outcome == "unknown"
+        with pytest.raises(TransportConnectionError, match=r"0\.1 s"):
+            await client.submit_job("a", 1, timeout=0.1)
+
+
+async def test_refused_connection_has_no_effect(transport_name: str) -> None:
+    transport = transport_to(transport_name, f"http://127.0.0.1:{free_port()}")
+    async with OsqueueClient(transport=transport, timeout=10) as client:
+        with pytest.raises(TransportConnectionError) as caught:
+            await client.submit_job("a", 1)
+    assert caught.value.outcome == "not_applied"
+
+
+async def test_connection_that_ends_before_the_answer_is_of_unknown_outcome(transport_name: str) -> None:
+    if transport_name == "ws":
+        pytest.skip("the handshake fails there: nothing was sent")
+    async with (
+        listening(hang_up) as url,
+        OsqueueClient(transport=transport_to(transport_name, url), timeout=10) as client,
+    ):
+        with pytest.raises(TransportConnectionError) as caught:
+            await client.submit_job("a", 1)
+    assert caught.value.outcome == "unknown"
+
+
+async def test_cancellation_passes_through(transport_name: str) -> None:
+    async with listening(silent) as url, OsqueueClient(transport=transport_to(transport_name, url)) as client:
+        call = asyncio.create_task(client.submit_job("a", 1))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await client.submit_job("a", 1)
+
+
+async def test_client_goes_on_after_a_cancelled_call(client: OsqueueClient) -> None:
+    await client.connect()
+    for _ in range(20):
+        call = asyncio.create_task(client.submit_job("a", 1))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait((call,))
+    await client.submit_job("b", 2)
+    job = await client.claim_job("w1", ["b"])
+    assert job is not None
+    assert job.payload == 2
+
+
+async def test_broker_killed_in_the_middle_of_a_call(transport_name: str) -> None:
+    code = (
+        "import asyncio\n"
+        "from osqueue_broker import BrokerServer, MemoryBackend\n"
+        "class Slow(MemoryBackend):\n"
+        "    async def write(self, *args):\n"
+        "        if b'slow' in args[1]:\n"
+        "            print('writing', flush=True)\n"
+        "            await asyncio.sleep(60)\n"
+        "        return await super().write(*args)\n"
+        "async def main():\n"
+        "    async with BrokerServer(storage=Slow(), port=0) as server:\n"
+        "        print(server.address, flush=True)\n"
+        "        await server.wait()\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        address = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+        async with OsqueueClient(transport=transport_to(transport_name, f"http://{address}")) as client:
+            await client.submit_job("a", "fast")
+            call = asyncio.create_task(client.submit_job("a", "slow"))
+            assert await asyncio.wait_for(process.stdout.readline(), 20) == b"writing\n"
+            os.kill(process.pid, signal.SIGKILL)
+            with pytest.raises(TransportConnectionError) as caught:
+                await asyncio.wait_for(call, 10)
+            assert caught.value.outcome == "unknown"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_client_survives_a_broker_restart(name: TransportName) -> None:
+    storage, port = MemoryBackend(), free_port()
+    async with OsqueueClient(f"http://127.0.0.1:{port}", transport=name, timeout=10) as client:
+        async with BrokerServer(storage=storage, port=port):
+            first = await client.submit_job("a", 1)
+        async with BrokerServer(storage=storage, port=port):
+            await client.reconnect()
+            second = await client.submit_job("a", 2)
+            assert [job.id for job in (await client.list_jobs()).jobs] == [first, second]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_leader_is_found_through_the_store(name: TransportName) -> None:
+    storage = MemoryBackend()
+    async with OsqueueClient(storage=storage, transport=name, timeout=10) as client:
+        with pytest.raises(DiscoveryError):
+            await client.get_stats()
+        async with BrokerServer(storage=storage, port=0) as first:
+            await client.submit_job("a", 1)
+            assert (await client.get_stats()).broker_address == first.address
+        async with BrokerServer(storage=storage, port=0) as second:
+            # The old one has gone: refused, surely without effect, so that the store is asked again.
+            await until_answered(client)
+            assert (await client.get_stats()).broker_address == second.address
+            assert (await client.get_stats()).total == 1
+        with pytest.raises((DiscoveryError, TransportConnectionError, BrokerLeadershipError)):
+            await client.get_stats()
+
+
+async def until_answered(client: OsqueueClient) -> None:
+    """Ask until an answer comes: one call may find its kept connection closed, with an unknown outcome."""
+    for _ in range(3):
+        try:
+            await client.get_stats()
+            return
+        except TransportConnectionError as error:
+            if error.outcome != "unknown":
+                raise
+    raise AssertionError("no answer came")
+
+
+async def test_store_that_holds_something_else_is_told() -> None:
+    storage = MemoryBackend()
+    await storage.create("queue.json", b"not json")
+    async with OsqueueClient(storage=storage) as client:
+        with pytest.raises(DiscoveryError, match="queue document"):
+            await client.get_stats()
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_first_of_several_urls_that_answers_is_used(server: BrokerServer, name: TransportName) -> None:
+    urls = [f"http://127.0.0.1:{free_port()}", f"http://{server.address}"]
+    async with OsqueueClient(urls, transport=name, timeout=10) as client:
+        assert (await client.get_stats()).broker_address == server.address
+    async with OsqueueClient(urls[:1] * 2, transport=name, timeout=10) as client:
+        with pytest.raises(DiscoveryError):
+            await client.get_stats()
+
+
+@pytest.mark.parametrize("url", ["", "ftp://a", "http://", "http://a:0", "http://a:x", "http://a?b=c"])
+async def test_url_that_cannot_be_one_is_a_config_error(url: str) -> None:
+    with pytest.raises(ConfigError):
+        await OsqueueClient(url).get_stats()
+
+
+async def test_transport_name_that_is_none_is_a_config_error() -> None:
+    with pytest.raises(TransportConfigError, match="grpc"):
+        await OsqueueClient("http://127.0.0.1:1", transport=cast("TransportName", "grpc")).get_stats()
+
+
+def test_client_needs_a_url_or_a_store() -> None:
+    with pytest.raises(ConfigError):
+        OsqueueClient()
+    storage: StorageBackend = MemoryBackend()
+    with pytest.raises(ConfigError):
+        OsqueueClient("http://127.0.0.1:1", storage=storage)
+    with pytest.raises(ConfigError, match="timeout"):
+        OsqueueClient("http://127.0.0.1:1", timeout=0)
+
+
+async def test_close_twice(client: OsqueueClient) -> None:
+    await client.connect()
+    await client.aclose()
+    await client.aclose()
