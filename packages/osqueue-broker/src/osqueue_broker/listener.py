@@ -77,6 +77,8 @@ class JoiningHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one in all but name
+        if self.server_state.is_stopping:  # type: ignore[attr-defined]  # accepted just before the listener closed
+            transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -86,6 +88,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.has_started = asyncio.Event()
         self.must_stop = asyncio.Event()
+        self.server_state.is_stopping = False  # type: ignore[attr-defined]  # read by JoiningHttpProtocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,12 +137,14 @@ class Listener:
     async def serve(self) -> None:
         """Serve until `stop`. Connections that are still open when the grace period ends are cut."""
         await self._server.serve(sockets=[self._sock])
+        self._server.server_state.is_stopping = True  # type: ignore[attr-defined]  # ours
         tasks = list(self._server.server_state.tasks)
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports close their sockets in the next turn of the loop
 
     async def wait_started(self) -> None:
         """Return when connections are accepted."""

@@ -40,6 +40,10 @@ def bind(handlers: Handlers) -> dict[str, BoundHandler]:
     """Return the handlers by job type. Raises `ConfigError` if there are none, or two for one type."""
     bound: dict[str, BoundHandler] = {}
     for name, model, run in _rows(handlers):
+        if not name:
+            raise ConfigError(
+                "a handler needs a job type: an untyped job is never given to a worker that names types"
+            )
         if not callable(run):
             raise ConfigError(f"the handler of {name!r} must be a function, not {run!r}")
         if name in bound:

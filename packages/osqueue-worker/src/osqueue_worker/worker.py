@@ -126,7 +126,7 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as jobs:
                 await self._claim_until_stopped(jobs)
-        except* OsqueueError as group:
+        except* Exception as group:
             raise WorkerExecutionError(f"the worker failed: {group.exceptions[0]}") from group
         finally:
             self._must_stop.set()
