@@ -283,7 +283,7 @@ async def opened(server: BrokerServer, name: str = "rest") -> AsyncIterator[Any]
 async def until(condition: Any, seconds: float = 5.0) -> None:
     """Wait, bounded, for something that another task brings about."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  # any condition, bounded
+        while not condition():  # any condition, bounded
             await asyncio.sleep(0.002)
 
 

@@ -106,6 +106,16 @@ class _Server(uvicorn.Server):
                 async with asyncio.timeout(1.0):
                     await self.must_stop.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # asyncio leaks a connection that it has accepted when its server closes before the transport is made:
+        # accept no more, and give those on their way a few turns of the loop.
+        loop = asyncio.get_running_loop()
+        for sock in sockets or ():
+            loop.remove_reader(sock)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
 
 class Listener:
     """Serves an ASGI application on a socket until it is told to stop."""

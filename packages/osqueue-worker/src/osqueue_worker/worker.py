@@ -35,6 +35,8 @@ FailureHook = Callable[[Job, BaseException], Awaitable[None] | None]
 
 _LEASE_IS_LOST: Final = (LeaseLostError, JobNotFoundError)
 _LONGEST_DELAY: Final = 5.0
+_HEARTBEAT_PATIENCE: Final = 5.0
+"""Seconds that a heartbeat may take, however often they are sent."""
 
 
 class Worker:
@@ -214,7 +216,9 @@ class Worker:
         while True:
             await asyncio.sleep(self._heartbeat_interval)
             try:
-                await self._client.heartbeat(job.id, self.worker_id, timeout=self._heartbeat_interval)
+                await self._client.heartbeat(
+                    job.id, self.worker_id, timeout=max(self._heartbeat_interval, _HEARTBEAT_PATIENCE)
+                )
             except _LEASE_IS_LOST:
                 return
             except OsqueueError as error:
