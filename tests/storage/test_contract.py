@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from osqueue_storage import FileBackend, MemoryBackend, StorageBackend
-from osqueue_storage.contract import CHECKS, Check, ContractViolation, Factory, verify_backend
+from osqueue_storage import CASConflictError, FileBackend, MemoryBackend, StorageBackendError, StoredObject
+from osqueue_storage.contract import CONTRACT, Check, ContractViolation, Factory, verify_backend
 
 
 def memory(tmp_path: Path) -> Factory:
@@ -25,12 +27,37 @@ def file(tmp_path: Path) -> Factory:
     return lambda: FileBackend(tmp_path / "store")
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("make", [memory, slow_memory, file])
 async def test_backend_keeps_the_contract(
     make: Callable[[Path], Factory], check: Check, tmp_path: Path
 ) -> None:
     await check(make(tmp_path))
+
+
+@pytest.mark.parametrize("make", [memory, file])
+async def test_suite_can_be_run_again_on_the_same_store(
+    make: Callable[[Path], Factory], tmp_path: Path
+) -> None:
+    factory = make(tmp_path)
+    for _ in range(2):
+        report = await verify_backend(factory)
+        assert report.passed == tuple(check.__name__ for check in CONTRACT)
+
+
+class TellsChanges(MemoryBackend):
+    """Keeps the contract, `ConditionalReader` included."""
+
+    async def read_if_changed(self, key: str, version: str) -> StoredObject | None:
+        found = await self.read(key)
+        if found is None:
+            raise StorageBackendError(f"no object {key!r}")
+        return None if found.version == version else found
+
+
+async def test_backend_with_conditional_reads_keeps_the_contract() -> None:
+    store = TellsChanges()
+    await verify_backend(lambda: store)
 
 
 class IgnoresVersion(MemoryBackend):
@@ -39,29 +66,216 @@ class IgnoresVersion(MemoryBackend):
         return await super().write(key, body, found.version if found else expected_version)
 
 
-class CreatesOverExisting(MemoryBackend):
+class WriteCreatesWhatIsMissing(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        if await self.read(key) is None:
+            return await self.create(key, body)
+        return await super().write(key, body, expected_version)
+
+
+class CreateOverwrites(MemoryBackend):
     async def create(self, key: str, body: bytes) -> str:
         await self.delete(key)
         return await super().create(key, body)
 
 
-class AppliesInSpiteOfConflict(MemoryBackend):
+class AppliesWhatItRefuses(MemoryBackend):
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
-        version = await super().write(key, body, expected_version)
-        return await super().write(key, body, expected_version) if body == b"2" else version
+        try:
+            return await super().write(key, body, expected_version)
+        except CASConflictError:
+            found = await self.read(key)
+            if found is not None:
+                await super().write(key, body, found.version)
+            raise
+
+
+class ResendsAndReportsConflict(MemoryBackend):
+    """As a client library does that sends a conditional write again after its answer got lost."""
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        await super().write(key, body, expected_version)
+        return await super().write(key, body, expected_version)
+
+
+class ChecksThenPuts(MemoryBackend):
+    """Looks at the version and writes later: right for one writer, a lost update for two."""
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        found = await self.read(key)
+        if found is None or found.version != expected_version:
+            raise CASConflictError(key=key)
+        await asyncio.sleep(0)
+        return self._put(key, body)
+
+
+class ChecksThenCreates(MemoryBackend):
+    async def create(self, key: str, body: bytes) -> str:
+        if key in self._objects:
+            raise CASConflictError(key=key)
+        await asyncio.sleep(0)
+        return self._put(key, body)
+
+
+class TearsReads(MemoryBackend):
+    """Reads a large body in two halves, with a pause between."""
+
+    async def read(self, key: str) -> StoredObject | None:
+        first = await super().read(key)
+        await asyncio.sleep(0)
+        second = await super().read(key)
+        if first is None or second is None:
+            return None
+        half = len(first.body) // 2
+        return StoredObject(first.body[:half] + second.body[half:], first.version)
+
+
+class ReadsVersionSeparately(MemoryBackend):
+    """Asks for the body, and then for the version: whole bodies, but the version may be a later one's."""
+
+    async def read(self, key: str) -> StoredObject | None:
+        first = await super().read(key)
+        await asyncio.sleep(0)
+        second = await super().read(key)
+        return StoredObject(first.body, second.version) if first and second else None
+
+
+class ReadsStale(MemoryBackend):
+    """Gives a cached state, as a store without read-after-write consistency does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: dict[str, StoredObject | None] = {}
+
+    async def read(self, key: str) -> StoredObject | None:
+        return self._cache.setdefault(key, await super().read(key))
+
+
+class VersionsAreLengths(MemoryBackend):
+    """Two states of one object share a version."""
+
+    def _put(self, key: str, body: bytes) -> str:
+        self._objects[key] = StoredObject(body, str(len(body)))
+        return str(len(body))
+
+
+class WritesHalfWhenCancelled(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if key in self._objects:
+                self._put(key, body[: len(body) // 2])
+            raise
+        return await super().write(key, body, expected_version)
+
+
+class HangsAfterCancellation(MemoryBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = asyncio.Lock()
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        await self._lock.acquire()
+        await asyncio.sleep(0)  # a cancellation here keeps the lock for good
+        self._lock.release()
+        return await super().write(key, body, expected_version)
+
+
+class CutsLargeBodies(MemoryBackend):
+    def _put(self, key: str, body: bytes) -> str:
+        return super()._put(key, body[: 1 << 22])
+
+
+class FoldsKeys(MemoryBackend):
+    def _put(self, key: str, body: bytes) -> str:
+        return super()._put(key.replace("//", "/"), body)
 
 
 class ListsEverything(MemoryBackend):
-    async def list(self, prefix: str):  # type: ignore[no-untyped-def, override]  # broken on purpose
+    async def list(self, prefix: str) -> AsyncIterator[str]:
         async for key in super().list(""):
             yield key
 
 
+class ListsInOrderOfCreation(MemoryBackend):
+    async def list(self, prefix: str) -> AsyncIterator[str]:
+        for key in self._objects:
+            if key.startswith(prefix):
+                yield key
+
+
+class ForgetsToTellChanges(TellsChanges):
+    async def read_if_changed(self, key: str, version: str) -> StoredObject | None:
+        return None
+
+
+class ClosesOnce(MemoryBackend):
+    closed = False
+
+    async def aclose(self) -> None:
+        if self.closed:
+            raise StorageBackendError("closed already")
+        self.closed = True
+
+
+BROKEN = {
+    IgnoresVersion: "stale_write_conflicts",
+    WriteCreatesWhatIsMissing: "write_without_object_conflicts",
+    CreateOverwrites: "create_over_existing_conflicts",
+    AppliesWhatItRefuses: "stale_write_conflicts",
+    ResendsAndReportsConflict: "write_at_the_right_version_lands",
+    ChecksThenPuts: "one_of_many_writes_on_a_version_wins",
+    ChecksThenCreates: "one_of_many_creates_wins",
+    TearsReads: "reads_are_never_torn",
+    ReadsVersionSeparately: "reads_are_never_torn",
+    ReadsStale: "created_object_is_read_back",
+    VersionsAreLengths: "write_at_the_right_version_lands",
+    WritesHalfWhenCancelled: "cancelled_write_leaves_old_or_new",
+    CutsLargeBodies: "created_object_is_read_back",
+    FoldsKeys: "odd_keys_are_kept_apart",
+    ListsEverything: "listing_keeps_to_its_prefix",
+    ListsInOrderOfCreation: "listing_keeps_to_its_prefix",
+    ForgetsToTellChanges: "unchanged_object_is_not_read_again",
+}
+
+
 @pytest.mark.parametrize(
-    "broken", [IgnoresVersion, CreatesOverExisting, AppliesInSpiteOfConflict, ListsEverything]
+    ("broken", "check_name"), BROKEN.items(), ids=lambda value: getattr(value, "__name__", value)
 )
-async def test_suite_catches_a_broken_backend(broken: type[MemoryBackend]) -> None:
-    store: StorageBackend = broken()
-    with pytest.raises((ContractViolation, Exception)) as caught:
+async def test_suite_catches_a_broken_backend(broken: type[MemoryBackend], check_name: str) -> None:
+    store = broken()
+    check = next(check for check in CONTRACT if check.__name__ == check_name)
+    with pytest.raises(ContractViolation):
+        await check(lambda: store)
+
+
+async def test_lost_update_is_caught_by_the_counter_alone() -> None:
+    store = ChecksThenPuts()
+    check = next(check for check in CONTRACT if check.__name__ == "no_update_is_lost")
+    with pytest.raises(ContractViolation, match="80 writes succeeded, but the counter stands at"):
+        await check(lambda: store)
+
+
+async def test_report_of_a_violation_names_the_check() -> None:
+    store = CreateOverwrites()
+    with pytest.raises(
+        ContractViolation, match=r"^create_over_existing_conflicts: a create over an existing"
+    ):
         await verify_backend(lambda: store)
-    assert caught.type.__name__ in {"ContractViolation", "CASConflictError"}
+
+
+async def test_check_that_hangs_is_a_violation() -> None:
+    store = HangsAfterCancellation()
+    with pytest.raises(ContractViolation, match=r"^cancelled_write_.*: it did not end within 0\.5 s"):
+        await verify_backend(lambda: store, check_timeout=0.5)
+
+
+async def test_error_of_a_second_close_passes_through() -> None:
+    with pytest.raises(StorageBackendError, match="closed already"):
+        await next(check for check in CONTRACT if check.__name__ == "closing_twice_is_safe")(ClosesOnce)
+
+
+async def test_content_hash_is_the_version_of_a_file(tmp_path: Path) -> None:
+    async with FileBackend(tmp_path) as store:
+        assert await store.create("queue.json", b"{}") == hashlib.sha256(b"{}").hexdigest()

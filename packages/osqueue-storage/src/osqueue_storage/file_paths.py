@@ -1,7 +1,12 @@
-"""Object keys to file names and back: injective, and never outside the root."""
+"""Object keys to file names and back: injective, and never outside the root.
+
+`queue.json` is `queue.json`; `team/queue.json` is `team%/queue.json`. What is not a small letter, a digit or
+one of `_.-~` is percent-encoded, capitals too: `a` and `A` stay apart on a disk that ignores case.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -9,16 +14,21 @@ from urllib.parse import quote, unquote
 LOCK_NAME: Final = ".osqueue.lock"
 TEMP_PREFIX: Final = ".osqueue.tmp."
 
-_LONGEST_NAME: Final = 200
+LONGEST_NAME: Final = 250
+"""Bytes of one part of a key, encoded; file systems allow 255 with the mark of a folder."""
+
 _EMPTY_PART: Final = "%"
 _FOLDER_MARK: Final = "%"
-"""Ends the name of a folder, so that the keys `a` and `a/b` can both exist. No other name ends with it."""
+"""Ends the name of a folder, so that the keys `a` and `a/b` can both exist. An encoded name never ends so."""
+
+# A percent escape is left whole; its hex digits are capitals, but no plain capital remains beside them.
+_CAPITAL: Final = re.compile(r"%..|[A-Z]")
 
 
 def path_of(root: Path, key: str) -> Path:
     """Return the file of an object. Each part of the key is one folder, the last one the file.
 
-    Raises `ValueError` for an empty key and for a part that is too long for a file name.
+    Raises `ValueError` for an empty key, a part that is too long for a file name, and a lone surrogate.
     """
     if not key:
         raise ValueError("a key must not be empty")
@@ -27,25 +37,25 @@ def path_of(root: Path, key: str) -> Path:
 
 
 def key_of(root: Path, path: Path) -> str | None:
-    """Return the key of a file below the root, or None for a file of the backend's own."""
-    if path.name == LOCK_NAME or path.name.startswith(TEMP_PREFIX):
-        return None
+    """Return the key of a file below the root, or None for a file that is no object's."""
     *folders, name = path.relative_to(root).parts
-    return "/".join(
-        _decode(part) for part in (*(folder.removesuffix(_FOLDER_MARK) for folder in folders), name)
-    )
+    parts = (*(folder.removesuffix(_FOLDER_MARK) for folder in folders), name)
+    try:
+        key = "/".join("" if part == _EMPTY_PART else unquote(part, errors="strict") for part in parts)
+        return key if path_of(root, key) == path else None
+    except ValueError:  # not a name that path_of gives: the lock, a temporary file, or somebody else's
+        return None
 
 
 def _encode(part: str) -> str:
-    name = quote(part, safe="") or _EMPTY_PART
-    if name.startswith("."):  # quote leaves dots alone: no part may be "..", nor hide among our own files
+    name = _CAPITAL.sub(_escape_capital, quote(part, safe="")) or _EMPTY_PART
+    if name.startswith("."):  # no part may be "..", nor hide among our own files
         name = "%2E" + name[1:]
-    if len(name) > _LONGEST_NAME:
-        raise ValueError(
-            f"a part of the key takes {len(name)} bytes as a file name, more than {_LONGEST_NAME}"
-        )
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a part of it takes {len(name)} bytes as a file name, more than {LONGEST_NAME}")
     return name
 
 
-def _decode(name: str) -> str:
-    return "" if name == _EMPTY_PART else unquote(name)
+def _escape_capital(match: re.Match[str]) -> str:
+    found = match.group()
+    return found if found.startswith("%") else f"%{ord(found):02X}"
