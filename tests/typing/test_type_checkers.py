@@ -33,7 +33,7 @@ def test_pyright_finds_exactly_the_expected_errors(tmp_path: Path) -> None:
         )
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--project", str(settings)],
+        [sys.executable, "-m", "basedpyright", "--project", str(settings)],
         capture_output=True, text=True, timeout=55,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
