@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 from msgspec import Raw, UnsetType
 
@@ -13,16 +13,21 @@ from osqueue_storage import StorageBackend
 
 from . import models, operations
 from .discovery import Discovery
-from .errors import BrokerLeadershipError, ConfigError, DiscoveryError, TransportConnectionError
+from .errors import BrokerLeadershipError, ConfigError, DiscoveryError, OsqueueError, TransportConnectionError
 from .job import Job
+from .link import Link
 from .models import DeadJobList, JobList, Model, QueueStats
 from .operations import Operation
 from .registry import JobType, PayloadSchemas, Registry
-from .transports import Transport, TransportName, open_transport
+from .transports import Transport, TransportName, checked_name, open_transport
+from .wire_json import checked_request
 
 P = TypeVar("P")
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
+
+_LONGEST_MESSAGE: Final = 10_000
+"""Of an exception, in characters: a report that is too large for the broker would never be taken."""
 
 
 class OsqueueClient:
@@ -53,11 +58,12 @@ class OsqueueClient:
             raise ConfigError(f"timeout must be more than 0 s, not {timeout!r}")
         self._schemas = PayloadSchemas(registry)
         self._timeout = timeout
-        self._name: TransportName | None = transport if isinstance(transport, str) else None
-        self._transport: Transport | None = None if isinstance(transport, str) else transport
-        self._discovery = Discovery(broker_url, storage) if self._transport is None else None
+        self._name = checked_name(transport) if isinstance(transport, str) else None
+        self._link = None if isinstance(transport, str) else Link(transport)
+        self._discovery = Discovery(broker_url, storage) if isinstance(transport, str) else None
         self._features: frozenset[str] | None = None
-        self._connecting = asyncio.Lock()
+        self._opening = asyncio.Lock()
+        self._is_closed = False
 
     @property
     def features(self) -> frozenset[str]:
@@ -70,16 +76,17 @@ class OsqueueClient:
         self._features = frozenset(stats.features)
 
     async def reconnect(self) -> None:
-        """Drop the connection, find the broker again, and ask it once."""
+        """Drop the connection (calls under way keep it to their end), find the broker again, and ask it once."""
         if self._discovery is not None:
-            await self._drop(self._transport)
+            await self._drop(self._link)
         await self.connect()
 
     async def aclose(self) -> None:
-        """Give back the connection. Safe to call twice."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.aclose()
+        """Give back the connection; no call after it. Safe to call twice."""
+        self._is_closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            await link.transport.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -131,7 +138,8 @@ class OsqueueClient:
         self, worker_id: str, types: Sequence[str] | None = None, *, timeout: float | None = None
     ) -> Job | None:
         """Lease the oldest claimable job of these types (any without), or return None when there is none."""
-        request = models.ClaimJob(worker_id=worker_id, types=tuple(types) if types else None)
+        wanted = (types,) if isinstance(types, str) else tuple(types or ())
+        request = models.ClaimJob(worker_id=worker_id, types=wanted or None)
         claimed = await self._call(operations.CLAIM_JOB, request, timeout)
         if not claimed.job_id:
             return None
@@ -157,9 +165,12 @@ class OsqueueClient:
         retry: bool = True,
         timeout: float | None = None,
     ) -> None:
-        """End an attempt as failed: with `retry` the job may be claimed again while attempts are left."""
+        """End an attempt as failed: with `retry` the job may be claimed again while attempts are left.
+
+        Of an exception's message the first 10,000 characters are kept.
+        """
         if isinstance(error, BaseException):
-            error = models.JobError(type=type(error).__name__, message=str(error))
+            error = _job_error(error)
         request = models.FailJob(job_id=job_id, worker_id=worker_id, error=error, retry=retry)
         await self._call(operations.FAIL_JOB, request, timeout)
 
@@ -190,53 +201,80 @@ class OsqueueClient:
     # How a call goes
 
     async def _call(self, operation: Operation[Req, Res], request: Req, timeout: float | None) -> Res:
+        request = checked_request(operation, request)
         seconds = self._timeout if timeout is None else timeout
         try:
-            async with asyncio.timeout(seconds):
-                return await self._ask(operation, request)
+            async with asyncio.timeout(seconds) as limit:
+                return await self._ask(operation, request, seconds)
         except TimeoutError as error:
+            if not limit.expired():
+                raise
             raise TransportConnectionError(
                 f"{operation.name}: no answer within {seconds:g} s", outcome="unknown"
             ) from error
 
-    async def _ask(self, operation: Operation[Req, Res], request: Req) -> Res:
+    async def _ask(self, operation: Operation[Req, Res], request: Req, seconds: float) -> Res:
         """Ask the broker; where the request surely had no effect, look for the leader again, once."""
-        transport = await self._open()
+        link = await self._open(seconds)
         try:
-            return await transport.call(operation, request)
+            return await link.call(operation, request)
         except (BrokerLeadershipError, TransportConnectionError) as error:
             if error.outcome != "not_applied" or self._discovery is None:
                 raise
-            await self._drop(transport)
             leader = error.leader if isinstance(error, BrokerLeadershipError) else None
-            transport = await self._open(leader, after=error)
-            return await transport.call(operation, request)
+            await self._drop(link)
+            link = await self._open(seconds, leader, after=error)
+            return await link.call(operation, request)
 
-    async def _open(self, leader: str | None = None, *, after: Exception | None = None) -> Transport:
-        async with self._connecting:
-            if self._transport is None:
-                if self._discovery is None or self._name is None:
-                    raise ConfigError("the client is closed, and its transport with it")
-                urls = (leader,) if leader else await self._discovery.candidates()
-                self._transport = await self._first_that_answers(self._name, urls, after)
-            return self._transport
+    async def _open(
+        self, seconds: float, leader: str | None = None, *, after: Exception | None = None
+    ) -> Link:
+        async with self._opening:
+            self._require_open()
+            if self._link is not None:
+                return self._link
+            # A transport of the user's is never dropped: without a link there is a name and a discovery.
+            assert self._discovery is not None
+            assert self._name is not None
+            urls = (self._discovery.url_of(leader),) if leader else await self._discovery.candidates()
+            link = await self._first_that_answers(self._name, urls, seconds, after)
+            if self._is_closed:  # while it was opened
+                await link.retire()
+            self._require_open()
+            self._link = link
+            return link
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ConfigError("the client is closed")
 
     async def _first_that_answers(
-        self, name: TransportName, urls: Sequence[str], after: Exception | None
-    ) -> Transport:
+        self, name: TransportName, urls: Sequence[str], seconds: float, after: Exception | None
+    ) -> Link:
         if len(urls) == 1:
-            return open_transport(name, urls[0])
+            return Link(open_transport(name, urls[0]))
         for url in urls:
-            transport = open_transport(name, url)
+            link = Link(open_transport(name, url))
+            has_answered = False
             try:
-                await transport.call(operations.GET_STATS, models.Empty())
-            except (BrokerLeadershipError, TransportConnectionError):
-                await transport.aclose()
-                continue
-            return transport
+                # A part of the call's time for each, so that a silent one leaves some for those after it.
+                async with asyncio.timeout(seconds / (len(urls) + 1)):
+                    await link.call(operations.GET_STATS, models.Empty())
+                has_answered = True
+            except (TimeoutError, OsqueueError):
+                continue  # another may lead: what is wrong here is no matter
+            finally:
+                if not has_answered:
+                    await link.retire()
+            return link
         raise DiscoveryError(f"none of the {len(urls)} brokers leads the queue or can be reached") from after
 
-    async def _drop(self, transport: Transport | None) -> None:
-        if transport is not None and transport is self._transport:
-            self._transport = None
-            await transport.aclose()
+    async def _drop(self, link: Link | None) -> None:
+        if link is not None and link is self._link:
+            self._link = None
+            await link.retire()
+
+
+def _job_error(error: BaseException) -> models.JobError:
+    message = str(error)[:_LONGEST_MESSAGE].encode(errors="replace").decode()
+    return models.JobError(type=type(error).__name__, message=message)

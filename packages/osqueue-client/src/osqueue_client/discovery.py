@@ -10,6 +10,7 @@ import msgspec
 from osqueue_storage import StorageBackend
 
 from .errors import ConfigError, DiscoveryError
+from .transports import checked_url
 
 DOCUMENT_KEY: Final = "queue.json"
 
@@ -27,8 +28,13 @@ class Discovery:
             raise ConfigError(
                 "give a broker URL, as in OsqueueClient('http://127.0.0.1:8080'), or storage= to find it through"
             )
-        self._urls = urls
+        self._urls = tuple(checked_url(url) for url in urls)
         self._storage = storage
+
+    def url_of(self, leader: str) -> str:
+        """Return the URL of a leader's `host:port`; where the known URLs are https, it is, too."""
+        scheme = "https" if self._urls and self._urls[0].startswith("https:") else "http"
+        return f"{scheme}://{leader}"
 
     async def candidates(self) -> tuple[str, ...]:
         """Return the URLs to try. Raises `DiscoveryError` if the store names no leader."""
@@ -43,4 +49,4 @@ class Discovery:
             raise DiscoveryError(f"{DOCUMENT_KEY} in the store is not a queue document: {error}") from error
         if not leader:
             raise DiscoveryError("no broker leads the queue now")
-        return (leader,)
+        return (self.url_of(leader),)

@@ -40,14 +40,24 @@ __all__ = [
 
 
 class BrokerProtocolError(OsqueueError):
-    """A request is malformed. `field` names the field in its wire spelling, `method` the operation."""
+    """A request is malformed. `field` names the field in its wire spelling, `method` the operation.
+
+    With the outcome `"unknown"` it is the answer that is: the request may have had its effect.
+    """
 
     http_status = 400
     connect_code = "invalid_argument"
     wire_attributes = ("field",)
 
-    def __init__(self, message: str = "", *, field: str | None = None, method: str | None = None) -> None:
-        super().__init__(message, outcome="not_applied")
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        field: str | None = None,
+        method: str | None = None,
+        outcome: Outcome | None = "not_applied",
+    ) -> None:
+        super().__init__(message, outcome=outcome)
         self.field = field
         self.method = method
 
@@ -212,9 +222,32 @@ def error_from_wire(
     if cls is None or issubclass(
         cls, TransportRequestError | TransportConnectionError | TransportConfigError
     ):
-        return TransportRequestError(message, method=method, path=path, status=status, remote_tag=tag)
+        return TransportRequestError(
+            message,
+            method=method,
+            path=path,
+            status=status,
+            remote_tag=tag,
+            outcome=_stated_outcome(fields) or outcome_of_status(status),
+        )
     error = cls(message)
     for name, attribute in _ATTRIBUTES.items():
         if name in fields and hasattr(error, attribute):
             setattr(error, attribute, fields[name])
     return error
+
+
+def outcome_of_status(status: int | None) -> Outcome | None:
+    """Return what an HTTP status alone tells: a proxy's 502 says nothing of what the broker behind it did."""
+    if status is None:
+        return None
+    return "not_applied" if 400 <= status < 500 else "unknown"
+
+
+def _stated_outcome(fields: dict[str, object]) -> Outcome | None:
+    match fields.get("outcome"):
+        case "not_applied":
+            return "not_applied"
+        case "unknown":
+            return "unknown"
+    return None

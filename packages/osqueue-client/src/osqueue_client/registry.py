@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -54,15 +55,14 @@ class PayloadSchemas:
         try:
             if model is None:
                 return _strict_json(payload)
-            adapter = _adapter(model)
-            value = adapter.validate_python(payload)
-            return adapter.dump_json(value, by_alias=True)
+            return _model_json(_adapter(model), payload)
         except pydantic.ValidationError as error:
-            raise PayloadValidationError(_text(name, error), job_type=name) from error
+            # Without it as the cause: it shows the payload, which may hold what belongs in no log.
+            raise PayloadValidationError(_text(name, error), job_type=name) from None
         except (pydantic_core.PydanticSerializationError, ValueError, RecursionError) as error:
             raise PayloadValidationError(
                 f"the payload of {_named(name)} is not JSON: {error}", job_type=name
-            ) from error
+            ) from None
 
     def from_json(self, job_type: str | None, text: bytes, model: object = None) -> object:
         """Return the payload that a JSON text holds: of the type's model where there is one, else plain data.
@@ -76,7 +76,7 @@ class PayloadSchemas:
                 return pydantic_core.from_json(text, allow_inf_nan=False)
             return _adapter(model).validate_json(text)
         except pydantic.ValidationError as error:
-            raise PayloadValidationError(_text(job_type, error), job_type=job_type) from error
+            raise PayloadValidationError(_text(job_type, error), job_type=job_type) from None
         except ValueError as error:
             raise PayloadValidationError(
                 f"the payload of {_named(job_type)} cannot be read: {error}", job_type=job_type
@@ -94,28 +94,45 @@ class PayloadSchemas:
         return model
 
 
-@cache
 def _adapter(model: Any) -> pydantic.TypeAdapter[Any]:
+    try:
+        return _cached_adapter(model)
+    except TypeError:
+        return pydantic.TypeAdapter(model)  # a model that has no hash, such as Annotated with a list
+
+
+@cache
+def _cached_adapter(model: Any) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(model)
 
 
+def _model_json(adapter: pydantic.TypeAdapter[Any], payload: object) -> bytes:
+    value = adapter.validate_python(payload)
+    _refuse_nan(adapter.dump_python(value, warnings=False))
+    text = adapter.dump_json(value, by_alias=True, warnings=False)
+    # As the worker will read it: an instance may have been changed since it was made (pydantic does not look
+    # again), or be written under other names than it is read by.
+    adapter.validate_json(text)
+    return text
+
+
 def _strict_json(payload: object) -> bytes:
-    # By way of plain data, since to_json writes NaN and infinity as null without a word.
-    adapter = _adapter(pydantic.JsonValue)
     plain = pydantic_core.to_jsonable_python(payload, by_alias=True, inf_nan_mode="constants")
-    return adapter.dump_json(_without_nan(plain))
+    _refuse_nan(plain)
+    return pydantic_core.to_json(plain)
 
 
-def _without_nan(value: Any) -> Any:
+def _refuse_nan(value: object) -> None:
+    # pydantic writes NaN and infinity as null without a word.
     match value:
-        case float() if value != value or value in (float("inf"), float("-inf")):
+        case float() if not math.isfinite(value):
             raise ValueError(f"{value} is not a JSON number")
         case dict():
-            return {key: _without_nan(item) for key, item in value.items()}
-        case list():
-            return [_without_nan(item) for item in value]
-        case _:
-            return value
+            for item in value.values():
+                _refuse_nan(item)
+        case list() | tuple() | set() | frozenset():
+            for item in value:
+                _refuse_nan(item)
 
 
 def _named(name: str | None) -> str:

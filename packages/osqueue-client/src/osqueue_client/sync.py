@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Self, TypeVar, overload
 from osqueue_storage import StorageBackend
 
 from .client import OsqueueClient
-from .errors import ConfigError, TransportConfigError
+from .errors import ConfigError, TransportConfigError, TransportConnectionError
 from .job import Job
 from .models import DeadJobList, JobError, JobList, QueueStats
 from .registry import JobType, Registry
@@ -27,6 +28,9 @@ class _LoopThread:
 
     def __init__(self, make_client: Callable[[], OsqueueClient]) -> None:
         self._loop = asyncio.new_event_loop()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._starting = threading.Lock()
+        self._is_ending = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="osqueue-client", daemon=True)
         self._thread.start()
         try:
@@ -41,16 +45,44 @@ class _LoopThread:
 
     def run(self, call: Coroutine[Any, Any, R]) -> R:
         """Run a call on the loop and wait for it; what interrupts the wait cancels the call."""
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
+        with self._starting:
+            if self._is_ending:
+                call.close()
+                raise ConfigError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(self._kept(call), self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise TransportConnectionError(
+                "the client was closed during the call", outcome="unknown"
+            ) from None
         except BaseException:
             future.cancel()
             raise
 
+    async def _kept(self, call: Coroutine[Any, Any, R]) -> R:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            return await call
+        finally:
+            self._calls.discard(task)
+
     def end(self) -> None:
-        self.run(self.client.aclose())
+        """End what runs, and give back the client and the thread."""
+        with self._starting:
+            self._is_ending = True
+        asyncio.run_coroutine_threadsafe(self._end_calls(), self._loop).result()
         self._end_thread()
+
+    async def _end_calls(self) -> None:
+        # First those who wait: on a loop that has stopped they would wait for ever.
+        calls = tuple(self._calls)
+        for task in calls:
+            task.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self.client.aclose()
 
     def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -88,6 +120,7 @@ class SyncOsqueueClient:
         self._is_closed = False
         self._pid = os.getpid()
         self._thread: _LoopThread | None = _LoopThread(make_client)
+        self._inherited: _LoopThread | None = None
 
     @property
     def features(self) -> frozenset[str]:
@@ -103,11 +136,15 @@ class SyncOsqueueClient:
         self._run(lambda client: client.reconnect())
 
     def close(self) -> None:
-        """Give back the connection and end the thread. Safe to call twice."""
+        """Give back the connection and end the thread; calls under way in other threads end in an error.
+
+        Safe to call twice.
+        """
+        self._renew_after_fork()
         with self._opening:
             self._is_closed = True
             thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
+        if thread is not None:
             thread.end()
 
     def __enter__(self) -> Self:
@@ -197,18 +234,23 @@ class SyncOsqueueClient:
         return thread.run(call(thread.client))
 
     def _open(self) -> _LoopThread:
-        if self._pid != os.getpid():
-            if self._transport == "connect":
-                # The threads of its HTTP library do not live on in the child, and cannot be started again there.
-                raise TransportConfigError(
-                    "the connect transport cannot be used after a fork: choose transport='rest' or 'ws', "
-                    "or make the client in the child before it is used in the parent"
-                )
-            # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
-            self._pid, self._opening, self._thread = os.getpid(), threading.Lock(), None
+        self._renew_after_fork()
         with self._opening:
             if self._is_closed:
                 raise ConfigError("the client is closed")
             if self._thread is None:
+                if self._inherited is not None and self._transport == "connect":
+                    # The threads of its HTTP library do not live on in the child, and cannot be started again there.
+                    raise TransportConfigError(
+                        "the connect transport cannot be used after a fork: choose transport='rest' or 'ws', "
+                        "or make the client in the child before it is used in the parent"
+                    )
                 self._thread = _LoopThread(self._make_client)
             return self._thread
+
+    def _renew_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
+            # What it copied is kept as it is: its end would be told to the parent's event loop.
+            self._inherited = self._thread
+            self._pid, self._opening, self._thread = os.getpid(), threading.Lock(), None

@@ -43,6 +43,18 @@ def encode(model: Model) -> bytes:
     return _encoder.encode(model)
 
 
+def checked_request(operation: Operation[M, Model], request: M) -> M:
+    """Return a request that was built here as a broker would read it.
+
+    Raises the `BrokerProtocolError` that the broker would answer with.
+    """
+    try:
+        body = encode(request)
+    except (TypeError, ValueError) as error:
+        raise BrokerProtocolError(f"{operation.name}: not JSON: {error}", method=operation.name) from error
+    return require_job_id(operation, decode_request(operation, body))
+
+
 def decode_request(operation: Operation[M, Model], body: bytes) -> M:
     """Return the request that stands in a JSON body.
 
@@ -71,12 +83,20 @@ def request_from_fields(
 
 
 def decode_response(operation: Operation[Model, M], body: bytes) -> M:
-    """Return a broker's answer. Raises `BrokerProtocolError` if it is not one of this operation."""
+    """Return a broker's answer.
+
+    Raises `BrokerProtocolError` if it is not one of this operation; the request may have had its effect then.
+    """
     try:
         response: M = _decoder(operation.response).decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _malformed(operation.name, error) from None
+        raise malformed_answer(operation.name, _plain(error)) from None
     return response
+
+
+def malformed_answer(method: str, why: str) -> BrokerProtocolError:
+    """Return the error for an answer that cannot be read: nobody can tell what the request did."""
+    return BrokerProtocolError(f"{method}: the answer is malformed: {why}", method=method, outcome="unknown")
 
 
 def with_job_id(request: M, job_id: str) -> M:

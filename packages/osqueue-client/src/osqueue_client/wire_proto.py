@@ -23,10 +23,9 @@ from protobuf import (
 )
 
 from ._generated.osqueue.v1 import queue_pb
-from .errors import BrokerProtocolError
 from .models import Model
 from .operations import AnyOperation, Operation
-from .wire_json import payload_from_text, request_from_fields
+from .wire_json import malformed_answer, payload_from_text, request_from_fields
 
 AnyMessage = Message[Any]
 M = TypeVar("M", bound=Model)
@@ -78,9 +77,7 @@ def response_from_message(operation: Operation[Model, M], message: AnyMessage) -
     try:
         return msgspec.convert(fields, operation.response)
     except msgspec.ValidationError as error:
-        raise BrokerProtocolError(
-            f"{operation.name}: malformed answer: {error}", method=operation.name
-        ) from None
+        raise malformed_answer(operation.name, str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)

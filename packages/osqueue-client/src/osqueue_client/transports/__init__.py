@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from ..errors import TransportConfigError
@@ -14,6 +14,9 @@ Res = TypeVar("Res", bound=Model)
 
 TransportName = Literal["connect", "rest", "ws"]
 
+CONNECT_TIMEOUT: Final = 5.0
+"""Seconds in which a connection must stand. What fails to connect was surely not sent; after that, who knows."""
+
 _FORMS = "http://127.0.0.1:8080, https://queue.example.com or 127.0.0.1:8080"
 
 
@@ -24,8 +27,9 @@ class Transport(Protocol):
         """Return the broker's answer.
 
         Raises the broker's own error where it refused; `TransportRequestError` where it refused with one that
-        is not known here; `TransportConnectionError` where no answer came, its `outcome` telling whether the
-        request may have had an effect. A cancellation passes through.
+        is not known here; `BrokerProtocolError` (outcome `"unknown"`) where its answer cannot be read;
+        `TransportConnectionError` where no answer came, its `outcome` telling whether the request may have had
+        an effect. A cancellation passes through.
         """
         ...
 
@@ -40,7 +44,7 @@ def open_transport(name: TransportName, broker_url: str) -> Transport:
     Raises `TransportConfigError` for an unknown name and for a URL that cannot be one.
     """
     url = checked_url(broker_url)
-    match name:
+    match checked_name(name):
         case "connect":
             from .connect import ConnectTransport
 
@@ -53,17 +57,28 @@ def open_transport(name: TransportName, broker_url: str) -> Transport:
             from .websocket import WebSocketTransport
 
             return WebSocketTransport(url)
-    raise TransportConfigError(f"no transport is called {name!r}: there are 'connect', 'rest' and 'ws'")
+
+
+def checked_name(name: TransportName) -> TransportName:
+    """Return the name. Raises `TransportConfigError` if no transport has it."""
+    if name not in get_args(TransportName):
+        raise TransportConfigError(f"no transport is called {name!r}: there are 'connect', 'rest' and 'ws'")
+    return name
 
 
 def checked_url(broker_url: str) -> str:
     """Return the URL with its scheme and without a slash at its end. Raises `TransportConfigError`."""
     url = broker_url if "://" in broker_url else f"http://{broker_url}"
+    scheme, _, rest = url.partition("://")
+    url = f"{scheme.lower()}://{rest}"
     try:
         parts = urlsplit(url)
-        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        host = parts.hostname or ""
+        host.encode("idna")
+        is_usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
         is_usable = False
-    if not is_usable or parts.query or parts.fragment:
+    if not is_usable or not url.isprintable() or " " in url or parts.query or parts.fragment:
+        # The URL itself is not shown: it may hold a password.
         raise TransportConfigError(f"the broker's URL cannot be used; it should look like {_FORMS}")
     return url.rstrip("/")
