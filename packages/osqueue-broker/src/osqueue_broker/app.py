@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from osqueue_client.operations import OPERATIONS, SERVICE_NAME
+from osqueue_client.operations import SERVICE_NAME
 
 from . import rest
 from .connect import ConnectApplication
@@ -16,47 +16,62 @@ from .origins import CrossOrigin, Origins
 from .rest import Service
 from .websocket import WebSocketEndpoint
 
-_CONNECT_PATHS: Final = frozenset(f"/{SERVICE_NAME}/{operation.rpc}" for operation in OPERATIONS)
+WEBSOCKET_PATH: Final = "/v1/ws"
 
 
 class BrokerApp:
-    """The composed application. `drain` ends its WebSocket sessions."""
+    """The composed application, to serve or to mount below any path. `drain` ends its WebSocket sessions."""
 
     def __init__(self, service: Service, *, origins: Origins, max_request_bytes: int) -> None:
-        websocket = WebSocketEndpoint(service, max_request_bytes)
-        starlette = Starlette(
-            routes=[
-                *rest.routes(service, max_request_bytes),
-                WebSocketRoute("/v1/ws", websocket),
-            ],
-            exception_handlers={404: rest.not_found, 405: rest.method_not_allowed, Exception: rest.failed},
+        self._websocket = WebSocketEndpoint(service, max_request_bytes)
+        dispatch = _Dispatch(
+            rest.endpoints(service, max_request_bytes),
+            ConnectApplication(service, max_request_bytes),
+            self._websocket,
         )
-        self._websocket = websocket
-        self._app: ASGIApp = CrossOrigin(
-            _Fork(ConnectApplication(service, max_request_bytes), starlette), origins
-        )
+        self._app: ASGIApp = CrossOrigin(dispatch, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
     async def drain(self) -> None:
-        """Answer what the WebSocket sessions have read, and close them with 1012."""
+        """Take no more WebSocket requests, answer those that were read, and close every session with 1012."""
         await self._websocket.drain()
 
 
-class _Fork:
-    """Sends the paths of Connect to the one application, all others to the other.
+class _Dispatch:
+    """Finds the application of a request by its path.
 
-    Before Starlette's router and not in it: its mount costs more than the rest of a Connect call's way.
+    A path without parameters is looked up, whatever else there is. Only the rest is Starlette's router's:
+    trying its routes one by one costs more than all else on a request's way.
     """
 
-    def __init__(self, connect: ConnectApplication, other: ASGIApp) -> None:
+    def __init__(self, endpoints: Mapping[str, ASGIApp], connect: ASGIApp, websocket: ASGIApp) -> None:
+        self._fixed = {path: app for path, app in endpoints.items() if "{" not in path}
         self._connect = connect
-        self._other = other
+        self._websocket = websocket
+        self._router: ASGIApp = Router(
+            # A job's id from elsewhere may hold a slash.
+            [
+                Route(path.replace("{jobId}", "{job_id:path}"), app)
+                for path, app in endpoints.items()
+                if path not in self._fixed
+            ],
+            redirect_slashes=False,
+            default=rest.not_found,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-        if path in _CONNECT_PATHS and scope["method"] != "OPTIONS":
+        kind = scope["type"]
+        path: str = scope["path"].removeprefix(scope.get("root_path", "")) if kind != "lifespan" else ""
+        if kind == "http" and (app := self._fixed.get(path)) is not None:
+            await app(scope, receive, send)
+        elif kind == "http" and path.startswith(_CONNECT_PREFIX):
             await self._connect(scope, receive, send)
+        elif kind == "websocket" and path == WEBSOCKET_PATH:
+            await self._websocket(scope, receive, send)
         else:
-            await self._other(scope, receive, send)
+            await self._router(scope, receive, send)
+
+
+_CONNECT_PREFIX: Final = f"/{SERVICE_NAME}/"

@@ -15,13 +15,19 @@ from email.utils import formatdate
 from typing import Any, Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 logger = logging.getLogger("osqueue.broker.listener")
 
 WS_FRAME_LIMIT: Final = 16 * 1024 * 1024
 """A larger WebSocket message ends its connection; up to it, the broker answers with an error."""
+
+JOIN_UP_TO: Final = 32 * 1024
+"""Bytes that are held back until the end of a turn of the loop."""
+
+CLOSE_TIMEOUT: Final = 20.0
+"""How long a peer may take to read what was left for it when its connection was closed."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -50,22 +56,32 @@ class JoinedWrites:
         self._transport = transport
         self._loop = loop
         self._pieces: list[bytes] = []
+        self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Send `data` at the end of this turn of the loop."""
+        """Send `data` at the end of this turn of the loop, or at once when there is much of it.
+
+        The transport tells its protocol to pause when too much waits to be sent: it has to see it for that.
+        """
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(data)
+        self._size += len(data)
+        if self._size > JOIN_UP_TO:
+            self._flush()
 
     def close(self) -> None:
-        """Send what is left, then close."""
+        """Send what is left, then close. A peer that does not take it in time is cut off."""
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def _flush(self) -> None:
         if self._pieces:
             data = b"".join(self._pieces)
             self._pieces.clear()
+            self._size = 0
             self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:  # whatever else a transport can do
@@ -88,6 +104,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.has_started = asyncio.Event()
         self.must_stop = asyncio.Event()
+        self.grace = 0.0
         self.server_state.is_stopping = False  # type: ignore[attr-defined]  # read by JoiningHttpProtocol
 
     @contextlib.contextmanager
@@ -114,7 +131,9 @@ class _Server(uvicorn.Server):
             loop.remove_reader(sock)
         for _ in range(3):
             await asyncio.sleep(0)
-        await super().shutdown(sockets)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.grace):
+                await super().shutdown(sockets)
 
 
 class Listener:
@@ -123,9 +142,11 @@ class Listener:
     def __init__(
         self, app: ASGIApp, sock: socket.socket, *, protocol: type[asyncio.Protocol] = JoiningHttpProtocol
     ) -> None:
+        self._app = app
         self._sock = sock
-        self._config = uvicorn.Config(
-            app,
+        config = uvicorn.Config(
+            self._serve_one,
+            interface="asgi3",
             http=protocol,
             ws="websockets-sansio",
             ws_max_size=WS_FRAME_LIMIT,
@@ -136,7 +157,8 @@ class Listener:
             server_header=False,
             timeout_keep_alive=75,
         )
-        self._server = _Server(self._config)
+        self._server = _Server(config)
+        self._cuts_off = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -147,14 +169,24 @@ class Listener:
     async def serve(self) -> None:
         """Serve until `stop`. Connections that are still open when the grace period ends are cut."""
         await self._server.serve(sockets=[self._sock])
-        self._server.server_state.is_stopping = True  # type: ignore[attr-defined]  # ours
-        tasks = list(self._server.server_state.tasks)
-        for connection in list(self._server.server_state.connections):
+        state = self._server.server_state
+        state.is_stopping = True  # type: ignore[attr-defined]  # ours
+        for connection in list(state.connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # the transports close their sockets in the next turn of the loop
+        self._cuts_off = True
+        tasks = list(state.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # the transports close their sockets in the next turn of the loop
+
+    async def _serve_one(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._cuts_off:
+                raise
+            # Here its task ends: uvicorn would log the cancellation that `serve` asked for as a failure.
 
     async def wait_started(self) -> None:
         """Return when connections are accepted."""
@@ -162,5 +194,5 @@ class Listener:
 
     def stop(self, grace: float) -> None:
         """Accept no more, finish the requests under way for at most `grace` seconds, then have `serve` return."""
-        self._config.timeout_graceful_shutdown = grace  # type: ignore[assignment]  # it takes fractions, too
+        self._server.grace = grace
         self._server.must_stop.set()

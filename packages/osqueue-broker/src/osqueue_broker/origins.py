@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -12,7 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from osqueue_client.errors import ConfigError
 
-_LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9_.-]+|\[[0-9a-f:.]+\])(:(?P<port>\d{1,5}))?"
+)
+_IMPLIED_PORTS: Final = {"http": 80, "https": 443}
 _METHODS: Final = "GET, POST, OPTIONS"
 _REQUEST_HEADERS: Final = "Content-Type, Connect-Protocol-Version, Connect-Timeout-Ms"
 _EXPOSED: Final = "Connect-Protocol-Version"
@@ -33,7 +37,8 @@ class Origins:
         if origin == "null":
             return False
         if self._allowed is None:
-            return _is_local(origin)
+            found = _ORIGIN.fullmatch(origin)
+            return found is not None and found["host"] in _LOCAL_HOSTS and found["scheme"] in _IMPLIED_PORTS
         return self._allows_any or origin in self._allowed
 
 
@@ -93,19 +98,15 @@ def _preflight(origin: str | None) -> Response:
     return Response(status_code=204, headers=headers)
 
 
-def _is_local(origin: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.hostname in _LOCAL_HOSTS
-    except ValueError:
-        return False
-
-
 def _checked(origin: str) -> str:
-    parts = urlsplit(origin)
-    is_origin = parts.scheme and parts.netloc and not (parts.path or parts.query or parts.fragment)
-    if origin == "*" or (is_origin and "@" not in parts.netloc):
+    """Return an origin as browsers write it: in lower case, without the port that its scheme implies."""
+    if origin == "*":
         return origin
-    raise ConfigError(
-        f"{origin!r} is not an origin: it should look like https://app.example.com, or * for any"
-    )
+    found = _ORIGIN.fullmatch(origin.lower())
+    port = int(found["port"] or 0) if found else 0
+    if found is None or port > 65535:
+        raise ConfigError(
+            f"{origin!r} is not an origin: it should look like https://app.example.com, or * for any"
+        )
+    implied = port == _IMPLIED_PORTS.get(found["scheme"])
+    return f"{found['scheme']}://{found['host']}" + (f":{port}" if port and not implied else "")

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from osqueue_client import wire_json
 from osqueue_client.errors import BrokerProtocolError, OsqueueError, RequestTooLargeError, wire_fields
@@ -20,6 +20,9 @@ logger = logging.getLogger("osqueue.broker.websocket")
 
 MAX_IN_FLIGHT: Final = 1024
 """Requests of one connection that are worked on at a time; further ones are not read yet."""
+
+MAX_UNSENT: Final = 1024 * 1024
+"""Bytes of answers that a peer may leave unread before its further requests wait."""
 
 _NULL: Final = Raw(b"null")
 _BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
@@ -55,8 +58,12 @@ class WebSocketEndpoint:
         self._service = service
         self._limit = max_request_bytes
         self._sessions: set[_Session] = set()
+        self._is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_draining:
+            await _turn_away(scope, send)
+            return
         session = _Session(self._service, self._limit, receive, send)
         self._sessions.add(session)
         try:
@@ -65,12 +72,13 @@ class WebSocketEndpoint:
             self._sessions.discard(session)
 
     async def drain(self) -> None:
-        """Read no more, answer what was read, and close every connection with 1012."""
+        """Read no more, answer what was read, and close every connection with 1012. New ones are turned away."""
+        self._is_draining = True
         await asyncio.gather(*(session.drain() for session in list(self._sessions)))
 
 
 class _Session:
-    """One connection."""
+    """One connection. What was read is done whether or not the peer stays for the answer, as over HTTP."""
 
     def __init__(self, service: Service, limit: int, receive: Receive, send: Send) -> None:
         self._service = service
@@ -78,6 +86,11 @@ class _Session:
         self._receive = receive
         self._send = send
         self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._unsent = 0
+        self._is_read = asyncio.Event()
+        """Clear while the peer leaves so many answers unread that no more are made."""
+        self._is_read.set()
+        self._is_draining = False
         self._reader: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
 
@@ -86,20 +99,30 @@ class _Session:
             message = await self._receive()
             if message["type"] != "websocket.connect":
                 return
-            await self._send({"type": "websocket.accept"})
+            await self._tell({"type": "websocket.accept"})
             async with asyncio.TaskGroup() as group:
                 self._reader = group.create_task(self._read(group))
+                if self._is_draining:
+                    self._reader.cancel()
             if self._reader.cancelled():
-                await self._send({"type": "websocket.close", "code": 1012, "reason": "the broker stops"})
-        except* OSError:
-            pass  # the peer has gone: whoever waits for an answer is no longer there
+                await self._tell({"type": "websocket.close", "code": 1012, "reason": "the broker stops"})
         finally:
             self._has_ended.set()
 
     async def drain(self) -> None:
+        self._is_draining = True
         if self._reader is not None:
             self._reader.cancel()
         await self._has_ended.wait()
+
+    async def _tell(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # the peer has gone, or is going: its server knows both ways to say so
+            logger.debug("peer_gone", extra={"reason": repr(error)})
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         while True:
@@ -114,6 +137,7 @@ class _Session:
     async def _answer(self, body: bytes) -> None:
         id = _NULL
         try:
+            await self._is_read.wait()
             if len(body) > self._limit:
                 raise RequestTooLargeError(
                     f"the message is larger than {self._limit:,} bytes", outcome="not_applied"
@@ -129,7 +153,13 @@ class _Session:
             answer = _refusal(id, unexpected(error))
         finally:
             self._room.release()
-        await self._send({"type": "websocket.send", "text": answer.decode()})
+        self._unsent += len(answer)
+        if self._unsent > MAX_UNSENT:
+            self._is_read.clear()
+        await self._tell({"type": "websocket.send", "text": answer.decode()})
+        self._unsent -= len(answer)
+        if self._unsent <= MAX_UNSENT:
+            self._is_read.set()
 
     async def _call(self, request: _Request) -> bytes:
         operation = _BY_NAME.get(request.method)
@@ -140,6 +170,14 @@ class _Session:
         model = wire_json.decode_request(operation, b"{}" if params == b"null" else params)
         answer = await self._service.call(operation, wire_json.require_job_id(operation, model))
         return wire_json.encode(answer)
+
+
+async def _turn_away(scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1012})
+        return
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b"the broker stops"})
 
 
 def _parse(body: bytes) -> _Request:

@@ -32,8 +32,10 @@ def _decoder(model: type[M]) -> msgspec.json.Decoder[M]:
     return msgspec.json.Decoder(model)
 
 
-_SCALARS_AND_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"|[^\[\]{}"]+', re.DOTALL)
-_DEPTH_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+_SAME_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_DEPTH_STEP = {ord("["): 1, ord("]"): -1}
+_FLAT: Final = 16
 _MISSING = re.compile(r"missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
 _LOCATED = re.compile(r" - at `\$\.?(.*)`")
 
@@ -136,9 +138,24 @@ def check_text(text: bytes, method: str) -> None:
 
 
 def nesting(text: bytes) -> int:
-    """Return how deep arrays and objects are nested in a JSON text (in a broken one: at least as deep)."""
-    brackets = _SCALARS_AND_STRINGS.sub(b"", text)
-    return max(accumulate(_DEPTH_STEP.get(byte, 0) for byte in brackets), default=0)
+    """Return how deep arrays and objects are nested in a JSON text (in a broken one: at least as deep).
+
+    Not further than one past `MAX_NESTING`. Large payloads come this way, so nothing here looks at single bytes
+    unless they are nested uncommonly deep.
+    """
+    without_escapes = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    pieces = without_escapes.translate(None, _NO_STRUCTURE).split(b'"')
+    brackets = b"".join(pieces[::2]).translate(_SAME_BRACKETS)  # every other piece is a string
+    levels = 0
+    while levels < _FLAT and brackets != (shorter := brackets.replace(b"[]", b"")):
+        brackets = shorter  # the innermost level is gone
+        levels += 1
+    deepest = 0
+    for depth in accumulate(_DEPTH_STEP[bracket] for bracket in brackets):
+        deepest = max(deepest, depth)
+        if levels + deepest > MAX_NESTING:
+            break
+    return levels + deepest
 
 
 def _malformed(method: str, error: Exception) -> BrokerProtocolError:
