@@ -17,6 +17,7 @@ from .rest import Service
 from .websocket import WebSocketEndpoint
 
 WEBSOCKET_PATH: Final = "/v1/ws"
+_CONNECT_PREFIX: Final = f"/{SERVICE_NAME}/"
 
 
 class BrokerApp:
@@ -72,6 +73,3 @@ class _Dispatch:
             await self._websocket(scope, receive, send)
         else:
             await self._router(scope, receive, send)
-
-
-_CONNECT_PREFIX: Final = f"/{SERVICE_NAME}/"

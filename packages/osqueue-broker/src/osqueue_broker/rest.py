@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
@@ -154,7 +155,7 @@ class _NotJsonError(BrokerProtocolError):
         return BrokerProtocolError.__name__
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """One operation; a subclass says where its request stands."""
 
     def __init__(self, operation: AnyOperation, service: Service, limit: int) -> None:
@@ -162,8 +163,8 @@ class _Endpoint:
         self._service = service
         self._limit = limit
 
-    async def _request(self, scope: Scope, receive: Receive) -> Model:
-        raise NotImplementedError
+    @abstractmethod
+    async def _request(self, scope: Scope, receive: Receive) -> Model: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

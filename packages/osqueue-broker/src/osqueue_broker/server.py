@@ -79,7 +79,8 @@ class BrokerServer:
         """Bind the port, lead the queue, and serve.
 
         Raises `OSError` if the port cannot be had, `BrokerLeadershipError` that names the leader if another
-        broker leads, and `EngineStateError` if the document cannot be read.
+        broker leads, `EngineStateError` if the document cannot be read, and `StorageBackendError` if the
+        store does not answer.
         """
         if self._main is not None:
             raise EngineStateError("the server was started already")

@@ -1,0 +1,27 @@
+"""What each package exports is a decision: a change of it must change this list."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+EXPORTS = {
+    "osqueue_storage": """CASConflictError ConditionalReader ConfigError FileBackend MemoryBackend OsqueueError Outcome
+        StorageBackend StorageBackendError StoredObject open_storage""",
+    "osqueue_client": """BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError DeadJob DeadJobList
+        DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList JobNotFoundError JobType LeaseLostError
+        OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestTooLargeError
+        StorageBackendError SyncOsqueueClient Transport TransportConfigError TransportConnectionError
+        TransportRequestError""",
+    "osqueue_broker": """BrokerServer BrokerSettings FileBackend MemoryBackend MountedBroker StorageBackend create_app
+        open_storage""",
+    "osqueue_worker": "Job JobHandler JobType OsqueueClient Worker WorkerExecutionError",
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_package_exports_exactly_these_names(name: str) -> None:
+    package = importlib.import_module(name)
+    assert sorted(package.__all__) == sorted(EXPORTS[name].split())
+    assert all(hasattr(package, exported) for exported in package.__all__)
