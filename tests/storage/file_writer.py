@@ -1,9 +1,9 @@
 """A process that counts in a file store until it is told to stop or is killed; the tests start several.
 
-    python file_writer.py ROOT WINS SIZE [DIE_AT]
+    python file_writer.py ROOT WINS SIZE [DIE_AT [AFTER]]
 
 Each time its write is acknowledged it prints the number that it wrote. With DIE_AT it kills itself before the
-disk operation of that number, counted from its first acknowledged write.
+disk operation of that number, counted from its acknowledged write of the number AFTER (1; 0: from its start).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 KEY = "queue.json"
-DISK_OPERATIONS = ("open", "write", "fsync", "rename", "unlink", "close", "stat", "scandir")
+DISK_OPERATIONS = ("open", "write", "fsync", "rename", "unlink", "close", "stat", "scandir", "mkdir")
 
 
 def body_of(number: int, size: int) -> bytes:
@@ -39,9 +39,11 @@ def number_of(body: bytes) -> int:
     return int(number)
 
 
-async def count(root: str, wins: int, size: int, die_at: int | None) -> None:
+async def count(root: str, wins: int, size: int, die_at: int | None, after: int) -> None:
     async with FileBackend(root) as store:
         won = 0
+        if die_at is not None and after == won:
+            die_before(die_at)
         while won < wins:
             found = await store.read(KEY)
             assert found is not None
@@ -52,7 +54,7 @@ async def count(root: str, wins: int, size: int, die_at: int | None) -> None:
                 continue
             won += 1
             print(number, flush=True)
-            if won == 1 and die_at is not None:
+            if die_at is not None and after == won:
                 die_before(die_at)
 
 
@@ -74,4 +76,6 @@ def die_before(operation: int) -> None:
 
 if __name__ == "__main__":
     root, wins, size, *rest = sys.argv[1:]
-    asyncio.run(count(root, int(wins), int(size), int(rest[0]) if rest else None))
+    die_at = int(rest[0]) if rest else None
+    after = int(rest[1]) if len(rest) > 1 else 1
+    asyncio.run(count(root, int(wins), int(size), die_at, after))

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from storage.broken_files import FilesInPlace, FilesThatLag, UnlockedFiles
+from storage.stub import StubFaultInjector, StubStore
 
-from osqueue_storage import CASConflictError, FileBackend, MemoryBackend, StorageBackendError, StoredObject
-from osqueue_storage.contract import CONTRACT, Check, ContractViolation, Factory, verify_backend
+from osqueue_storage import (
+    CASConflictError,
+    FileBackend,
+    MemoryBackend,
+    S3Backend,
+    StorageBackendError,
+    StoredObject,
+)
+from osqueue_storage.contract import (
+    CONTRACT,
+    PROCESS_CONTRACT,
+    Check,
+    ContractViolation,
+    Factory,
+    Races,
+    verify_backend,
+    verify_faults,
+)
 
 
 def memory(tmp_path: Path) -> Factory:
@@ -250,6 +271,32 @@ async def test_suite_catches_a_broken_backend(broken: type[MemoryBackend], check
         await check(lambda: store)
 
 
+class RefusesDots(MemoryBackend):
+    """Keeps the contract: a key may be refused."""
+
+    async def create(self, key: str, body: bytes) -> str:
+        if key.endswith("."):
+            raise StorageBackendError("no such key here", outcome="not_applied")
+        return await super().create(key, body)
+
+
+class RefusesDotsUnclearly(MemoryBackend):
+    """Does not: nobody knows what became of the create."""
+
+    async def create(self, key: str, body: bytes) -> str:
+        if key.endswith("."):
+            raise StorageBackendError("something went wrong", outcome="unknown")
+        return await super().create(key, body)
+
+
+async def test_a_key_may_be_refused_but_only_clearly() -> None:
+    check = next(check for check in CONTRACT if check.__name__ == "odd_keys_are_kept_apart")
+    store, unclear = RefusesDots(), RefusesDotsUnclearly()
+    await check(lambda: store)
+    with pytest.raises(StorageBackendError, match="something went wrong"):
+        await check(lambda: unclear)
+
+
 async def test_lost_update_is_caught_by_the_counter_alone() -> None:
     store = ChecksThenPuts()
     check = next(check for check in CONTRACT if check.__name__ == "no_update_is_lost")
@@ -279,3 +326,127 @@ async def test_error_of_a_second_close_passes_through() -> None:
 async def test_content_hash_is_the_version_of_a_file(tmp_path: Path) -> None:
     async with FileBackend(tmp_path) as store:
         assert await store.create("queue.json", b"{}") == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize("check", PROCESS_CONTRACT, ids=lambda check: check.__name__)
+async def test_files_keep_the_contract_between_processes(check: Check, tmp_path: Path) -> None:
+    await check(partial(FileBackend, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("broken", "check_name"),
+    [
+        (UnlockedFiles, "no_update_is_lost_between_processes"),
+        (FilesInPlace, "killed_writer_leaves_the_last_body_or_the_next"),
+        (FilesThatLag, "killed_writer_leaves_the_last_body_or_the_next"),
+    ],
+)
+async def test_suite_catches_what_breaks_between_processes(
+    broken: type[FileBackend], check_name: str, tmp_path: Path
+) -> None:
+    check = next(check for check in PROCESS_CONTRACT if check.__name__ == check_name)
+    with pytest.raises(ContractViolation):
+        await _five_times(check, partial(broken, tmp_path))  # a race, or the moment of a kill, may miss once
+
+
+async def _five_times(check: Check, factory: Factory) -> None:
+    for _ in range(5):
+        await check(factory)
+
+
+async def test_report_counts_wins_and_losses(tmp_path: Path) -> None:
+    report = await verify_backend(partial(FileBackend, tmp_path))
+    assert report.skipped == ()
+    assert report.passed == tuple(check.__name__ for check in (*CONTRACT, *PROCESS_CONTRACT))
+    assert report.races["one_of_many_creates_wins"] == Races(1, 31)
+    assert report.races["no_update_is_lost"].wins == 80
+    assert report.races["no_update_is_lost_between_processes"].wins == 90
+    assert "passed   one_of_many_creates_wins                        1 won, 31 conflicted\n" in str(report)
+
+
+async def test_checks_between_processes_are_skipped_for_a_factory_that_cannot_be_sent_there() -> None:
+    store = MemoryBackend()
+    report = await verify_backend(lambda: store)
+    assert report.skipped == tuple(check.__name__ for check in PROCESS_CONTRACT)
+    assert str(report).endswith("the factory cannot be pickled")
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "told"),
+    [
+        ("memory:", 0, "passed   no_update_is_lost "),
+        ("file:{folder}", 0, "passed   killed_writer_leaves_the_last_body_or_the_next"),
+        ("nonsense:", 1, "ConfigError: the storage URL nonsense: is not right"),
+        ("--help", 2, "usage: python -m osqueue_storage.contract URL"),
+    ],
+)
+def test_the_contract_on_the_command_line(url: str, status: int, told: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "osqueue_storage.contract", url.format(folder=tmp_path / "store")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == status
+    assert told in ended.stdout + ended.stderr
+
+
+class ResendsWrites(S3Backend):
+    """Sends a write again when it fails, as a client library may: its first try is then called a conflict."""
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        try:
+            return await super().write(key, body, expected_version)
+        except StorageBackendError:
+            return await super().write(key, body, expected_version)
+
+
+class CallsFailuresConflicts(S3Backend):
+    """Takes whatever goes wrong for a conflict."""
+
+    async def create(self, key: str, body: bytes) -> str:
+        try:
+            return await super().create(key, body)
+        except StorageBackendError as error:
+            raise CASConflictError(str(error), key=key) from error
+
+
+class SwallowsFailures(S3Backend):
+    """Says that a write landed whatever the store says."""
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        try:
+            return await super().write(key, body, expected_version)
+        except StorageBackendError:
+            return "version"
+
+
+class ForeignErrors(S3Backend):
+    """Lets an exception of another library out."""
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        try:
+            return await super().write(key, body, expected_version)
+        except StorageBackendError as error:
+            raise OSError("of somebody else") from error
+
+
+@pytest.mark.parametrize(
+    ("backend", "violation"),
+    [
+        (S3Backend, None),
+        (ResendsWrites, "called a conflict|sent 2 times|called a success"),
+        (CallsFailuresConflicts, "called a conflict"),
+        (SwallowsFailures, "called a success"),
+        (ForeignErrors, "OSError instead of StorageBackendError"),
+    ],
+)
+async def test_fault_suite_passes_a_good_backend_and_catches_the_others(
+    backend: type[S3Backend], violation: str | None
+) -> None:
+    async with StubStore("s3") as stub:
+        factory = partial(
+            backend, stub.bucket, endpoint_url=stub.endpoint_url, region="us-east-1", timeout=0.5,
+            access_key_id="k", secret_access_key="s",
+        )  # fmt: skip
+        if violation is None:
+            await verify_faults(factory, StubFaultInjector(stub))
+            return
+        with pytest.raises(ContractViolation, match=violation):
+            await verify_faults(factory, StubFaultInjector(stub))

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 
-import osqueue_storage
 from osqueue_storage import CASConflictError, ConfigError, OsqueueError, StorageBackendError
 from osqueue_storage.contract import ContractViolation
 
@@ -50,11 +49,3 @@ def test_every_error_is_an_osqueue_error_with_a_status_and_a_code() -> None:
         assert isinstance(error, OsqueueError)
         assert 400 <= error.http_status < 600
         assert error.connect_code
-
-
-def test_package_exports_what_it_promises() -> None:
-    assert osqueue_storage.__all__ == [
-        "CASConflictError", "ConditionalReader", "ConfigError", "FileBackend", "MemoryBackend", "OsqueueError",
-        "Outcome", "StorageBackend", "StorageBackendError", "StoredObject", "open_storage",
-    ]  # fmt: skip
-    assert all(hasattr(osqueue_storage, name) for name in osqueue_storage.__all__)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from osqueue_storage import CASConflictError, ConfigError, FileBackend, StorageBackendError
+from osqueue_storage import (
+    CASConflictError,
+    ConfigError,
+    FileBackend,
+    StorageBackend,
+    StorageBackendError,
+    disk,
+)
 from osqueue_storage.file_paths import LOCK_NAME, TEMP_PREFIX
 
 ODD_KEYS = (
@@ -114,6 +122,35 @@ async def test_stale_temporary_file_is_swept_by_the_first_write(tmp_path: Path) 
         await store.create("a/other.json", b"new")
         assert [key async for key in store.list("")] == ["a/other.json", "a/queue.json", "queue.json"]
     assert keys_as_files(tmp_path) == ["a%/other.json", "a%/queue.json", "queue.json"]
+
+
+async def test_temporary_file_of_a_writer_that_dies_later_is_swept_by_the_next_write(tmp_path: Path) -> None:
+    async with FileBackend(tmp_path) as store:
+        version = await store.create("queue.json", b"1")
+        (tmp_path / f"{TEMP_PREFIX}1.dead").write_bytes(b"half")
+        os.utime(tmp_path)  # where the clock of files is coarse, the two may have come in one tick
+        await store.write("queue.json", b"2", version)
+    assert keys_as_files(tmp_path) == ["queue.json"]
+
+
+async def test_folder_is_not_looked_through_when_nobody_else_changed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBackend(tmp_path) as store:
+        version = await store.create("queue.json", b"1")
+        monkeypatch.setattr(os, "scandir", None)
+        await store.write("queue.json", b"2", version)
+
+
+async def test_temporary_file_that_may_not_be_deleted_holds_up_no_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / f"{TEMP_PREFIX}1.of-another-user"
+    stale.write_bytes(b"half")
+    async with FileBackend(tmp_path) as store:
+        with failing(monkeypatch, "unlink", 0, errno.EPERM):
+            await store.create("queue.json", b"1")
+    assert keys_as_files(tmp_path) == [stale.name, "queue.json"]
 
 
 async def test_temporary_file_of_a_live_writer_is_not_swept(
@@ -248,6 +285,18 @@ async def test_delete_that_fails_tells_its_outcome(tmp_path: Path, monkeypatch: 
         assert caught.value.outcome == "unknown"
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+async def test_delete_that_is_refused_is_not_applied(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBackend(tmp_path) as store:
+        await store.create("queue.json", b"1")
+        with failing(monkeypatch, "unlink", 0, code), pytest.raises(StorageBackendError) as caught:
+            await store.delete("queue.json")
+        assert caught.value.outcome == "not_applied"
+        assert await store.read("queue.json")
+
+
 async def test_root_that_is_a_file_is_told_for_each_operation(tmp_path: Path) -> None:
     root = tmp_path / "file"
     root.write_bytes(b"")
@@ -325,6 +374,196 @@ async def test_folders_are_synced_into_their_parents(tmp_path: Path, monkeypatch
     async with FileBackend(root) as store:  # whoever made them may have died before that
         await store.create("a/b/other.json", b"1")
     assert str(root / "a%") in synced
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    ("function", "after"),
+    [("mkdir", 0), ("open", 1), ("open", 2), ("write", 0), ("write", 1), ("fsync", 2), ("rename", 0)],
+)
+async def test_full_disk_changes_nothing_and_says_what_to_do(
+    function: str, after: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, data[:3]))  # a disk that fills up midway
+    async with FileBackend(tmp_path) as store:
+        await store.create("queue.json", b"old")
+    async with FileBackend(tmp_path) as store:
+        with failing(monkeypatch, function, after, code), pytest.raises(StorageBackendError) as caught:
+            await store.create("team/queue.json", b"new body")
+        assert caught.value.outcome == "not_applied"
+        assert "(free some space, or name a folder on another disk)" in caught.value.message
+        assert keys_as_files(tmp_path) == ["queue.json"]
+        await store.create("team/queue.json", b"new body")
+    assert keys_as_files(tmp_path) == ["queue.json", "team%/queue.json"]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.EACCES, "give the user that runs this process the right to write"),
+        (errno.EPERM, "give the user that runs this process the right to write"),
+        (errno.EROFS, "mount that file system for writing"),
+        (errno.ENOTDIR, "a part of that path is a file"),
+        (errno.ENOSPC, "free some space"),
+    ],
+)
+@pytest.mark.parametrize(("function", "after"), [("open", 0), ("open", 1), ("rename", 0)])
+async def test_refusal_that_stays_is_not_applied_and_says_what_to_do(
+    function: str, after: int, code: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBackend(tmp_path) as store:
+        version = await store.create("queue.json", b"old")
+        with failing(monkeypatch, function, after, code), pytest.raises(StorageBackendError) as caught:
+            await store.write("queue.json", b"new", version)
+        assert caught.value.outcome == "not_applied"
+        assert f"{os.strerror(code)} ({advice}" in caught.value.message
+        found = await store.read("queue.json")
+        assert found is not None
+        assert found.body == b"old"
+    assert keys_as_files(tmp_path) == ["queue.json"]
+
+
+async def test_error_is_told_though_its_temporary_file_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBackend(tmp_path) as store:
+        version = await store.create("queue.json", b"old")
+        with (
+            failing(monkeypatch, "write", 0, errno.ENOSPC),
+            failing(monkeypatch, "unlink", 0, errno.EROFS),
+            pytest.raises(StorageBackendError, match="No space left") as caught,
+        ):
+            await store.write("queue.json", b"new", version)
+        assert caught.value.outcome == "not_applied"
+        await store.write("queue.json", b"new", version)  # sweeps what is left
+    assert keys_as_files(tmp_path) == ["queue.json"]
+
+
+@contextmanager
+def as_an_ordinary_user() -> Iterator[None]:
+    """Root may write everywhere."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+async def test_folder_without_the_right_to_write_is_told_and_can_be_read() -> None:
+    # Not below tmp_path, which only its owner may enter.
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        async with FileBackend(root) as store:
+            version = await store.create("queue.json", b"old")
+        for path, mode in ((root / "queue.json", 0o444), (root / LOCK_NAME, 0o444), (root, 0o555)):
+            path.chmod(mode)
+        try:
+            with as_an_ordinary_user():
+                async with FileBackend(root) as store:
+                    found = await store.read("queue.json")
+                    assert found is not None
+                    assert found.body == b"old"
+                    for call in (
+                        store.write("queue.json", b"new", version),
+                        store.create("other.json", b"new"),
+                        store.delete("queue.json"),
+                    ):
+                        with pytest.raises(StorageBackendError, match="the right to write") as caught:
+                            await call
+                        assert caught.value.outcome == "not_applied"
+                async with FileBackend(root / "new") as store:
+                    with pytest.raises(StorageBackendError, match="the right to write"):
+                        await store.create("queue.json", b"new")
+        finally:
+            os.chmod(root, 0o755)
+        assert sorted(os.listdir(root)) == [LOCK_NAME, "queue.json"]
+
+
+@contextmanager
+def lock_held_by_another(root: Path) -> Iterator[None]:
+    fd = os.open(root / LOCK_NAME, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+async def test_lock_that_is_never_given_back_ends_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "LOCK_PATIENCE", 0.05)
+    async with asyncio.timeout(20), FileBackend(tmp_path) as store:
+        version = await store.create("queue.json", b"1")
+        with lock_held_by_another(tmp_path):
+            for call in (store.write("queue.json", b"2", version), store.delete("queue.json")):
+                with pytest.raises(
+                    StorageBackendError, match=f"held the lock {tmp_path / LOCK_NAME}"
+                ) as caught:
+                    await call
+                assert caught.value.outcome == "not_applied"
+            assert await store.read("queue.json")
+        await store.write("queue.json", b"2", version)
+
+
+async def test_close_does_not_wait_for_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "LOCK_PATIENCE", 1000.0)
+    waits = threading.Event()
+    real_flock = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        try:
+            real_flock(fd, operation)
+        except BlockingIOError:
+            waits.set()
+            raise
+
+    store = FileBackend(tmp_path)
+    version = await store.create("queue.json", b"1")
+    with lock_held_by_another(tmp_path):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        writing = asyncio.ensure_future(store.write("queue.json", b"2", version))
+        assert await asyncio.to_thread(waits.wait, 20)
+        async with asyncio.timeout(20):
+            await store.aclose()
+            with pytest.raises(StorageBackendError, match="held the lock") as caught:
+                await writing
+    assert caught.value.outcome == "not_applied"
+
+
+async def test_closed_backend_says_so(tmp_path: Path) -> None:
+    store = FileBackend(tmp_path)
+    version = await store.create("queue.json", b"1")
+    await store.aclose()
+    await store.aclose()
+    calls = (
+        store.read("queue.json"),
+        store.create("other.json", b""),
+        store.write("queue.json", b"2", version),
+        store.delete("queue.json"),
+    )
+    for call in calls:
+        with pytest.raises(StorageBackendError, match="is closed") as caught:
+            await call
+        assert caught.value.outcome == "not_applied"
+    with pytest.raises(StorageBackendError, match="is closed"):
+        [key async for key in store.list("")]
+    assert keys_as_files(tmp_path) == ["queue.json"]
+
+
+def test_one_event_loop_after_another_may_use_it(tmp_path: Path) -> None:
+    store = FileBackend(tmp_path)
+    version = asyncio.run(store.create("queue.json", b"1"))
+    asyncio.run(store.write("queue.json", b"2", version))
+    asyncio.run(store.aclose())
+
+
+def test_it_spaces_no_writes_and_limits_no_body() -> None:
+    store: StorageBackend = FileBackend("data")
+    assert (store.min_write_interval, store.slowest_write_interval, store.max_object_bytes) == (0, 0, None)
 
 
 @pytest.mark.parametrize("platform", ["win32", "cygwin", "emscripten", "freebsd14"])

@@ -59,5 +59,5 @@ async def test_cancellation_may_come_before_the_effect_or_after_it() -> None:
 
 def test_memory_backend_is_a_storage_backend() -> None:
     store: StorageBackend = MemoryBackend()
-    assert store.min_write_interval == 0
+    assert (store.min_write_interval, store.slowest_write_interval) == (0, 0)
     assert store.max_object_bytes is None

@@ -31,11 +31,26 @@ class StorageBackend(Protocol):
     on one event loop.
     """
 
-    min_write_interval: float
-    """Seconds that must pass between two writes of one object for the store to accept them (0: none)."""
+    # Properties, so that a backend may have them as attributes or compute them; nobody else sets them.
 
-    max_object_bytes: int | None
-    """The largest body that the store takes, in bytes; None when it states no limit."""
+    @property
+    def min_write_interval(self) -> float:
+        """Seconds that must pass between two writes of one object for the store to accept them (0: none)."""
+        ...
+
+    @property
+    def slowest_write_interval(self) -> float:
+        """Seconds by which the store, or a budget on it, may at the most space the writes of one object.
+
+        At least `min_write_interval`. A leader whose signs of life may be delayed longer than others wait for
+        them cannot keep its lead.
+        """
+        ...
+
+    @property
+    def max_object_bytes(self) -> int | None:
+        """The largest body that the store takes, in bytes; None when it states no limit."""
+        ...
 
     async def read(self, key: str) -> StoredObject | None:
         """Return the object's body and version, which belong together, or None if there is no such object."""

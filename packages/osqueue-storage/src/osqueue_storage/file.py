@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import hashlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from .backend import StoredObject
-from .disk import content, locked, make_folder, sweep_temporary_files, sync_folder, temporary_file
+from .disk import changed_at, content, locked, make_folder, sweep_temporary_files, sync_folder, temporary_file
+from .disk_threads import DiskThreads
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
 from .file_paths import key_of, path_of
-
-R = TypeVar("R")
+from .mounts import network_mount_of
 
 _PLATFORMS: Final = ("linux", "darwin")
-_READERS: Final = 4
+
+_NOT_ALLOWED: Final = (
+    "give the user that runs this process the right to write in that folder, or name another one"
+)
+_NO_SPACE: Final = "free some space, or name a folder on another disk"
+_ADVICE: Final[Mapping[int, str]] = {
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "mount that file system for writing, or name a folder on another one",
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: "the file would be larger than this process, or the file system, may make one",
+    errno.ENOTDIR: "a part of that path is a file: name another folder",
+}
+
+_NOTHING_DONE: Final = frozenset(_ADVICE) | {errno.ENOENT, errno.EISDIR}
+"""With these a rename or a delete was refused before it began; after any other error nobody can tell."""
 
 
 class FileBackend:
@@ -29,18 +44,24 @@ class FileBackend:
     A write is a temporary file, fsynced and renamed over the object, and then the folder is fsynced: after a
     crash at any point there is the old content or the new one. Writers of all processes take turns by an
     `flock` on one file of the root that is never deleted; the kernel frees it when its holder dies. Readers
-    take no lock. A version is the SHA-256 of the content. The folder must be on a local file system (over NFS
-    or SMB the lock does not hold between machines) and only be written to through this class.
+    take no lock. A version is the SHA-256 of the content. The folder must only be written to through this class.
 
-    A write whose caller gives up is not interrupted: it lands or not, and `aclose` waits for it.
+    A write whose caller gives up is not interrupted: it lands or not, and `aclose` waits for it. A write that
+    cannot have the lock within 5 s fails. An instance may be used on both sides of a fork, and by one event loop
+    after another.
 
-    Raises `ConfigError` on other systems than Linux and macOS, and for an empty path.
+    The folder must be on a local file system: over NFS, SMB and their like the lock may not hold between
+    machines, and two brokers may both believe that they lead. One on a network file system is refused (Linux
+    only; on macOS it is not noticed) unless `allow_network_filesystem` says that one machine alone uses it.
+
+    Raises `ConfigError` for that, on other systems than Linux and macOS, and for an empty path.
     """
 
     min_write_interval: float = 0.0
+    slowest_write_interval: float = 0.0
     max_object_bytes: int | None = None
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, allow_network_filesystem: bool = False) -> None:
         if sys.platform not in _PLATFORMS:
             raise ConfigError(
                 f"FileBackend runs on Linux and macOS, not on {sys.platform}: use an object store"
@@ -48,42 +69,41 @@ class FileBackend:
         if not os.fspath(root) or "\0" in os.fspath(root):
             raise ConfigError("FileBackend needs a folder, for example FileBackend('./data')")
         self._root = Path(root).absolute()
+        if not allow_network_filesystem:
+            _refuse_network(self._root)
+        self._threads = DiskThreads(repr(self))
+        # Of the thread for changes alone:
         self._root_is_ready = False
-        self._swept: set[Path] = set()
+        self._left_at: dict[Path, int | None] = {}
         self._last_written: _WrittenFile | None = None
-        # Changes take turns anyway, by the lock. With a thread of their own they cannot hold up the readers,
-        # and what they remember (the three fields above) needs no lock of its own.
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="osqueue-file-writer")
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="osqueue-file-reader")
 
     def __repr__(self) -> str:
         return f"FileBackend({str(self._root)!r})"
 
     async def read(self, key: str) -> StoredObject | None:
         """See `StorageBackend.read`. Raises `StorageBackendError` if the disk fails."""
-        return await _in_thread(self._readers, lambda: self._read(key))
+        return await self._threads.read(lambda: self._read(key))
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
         """See `StorageBackend.write`. Raises `StorageBackendError` if the disk fails."""
-        return await _in_thread(self._writer, lambda: self._replace(key, body, expected_version))
+        return await self._threads.change(lambda: self._replace(key, body, expected_version))
 
     async def create(self, key: str, body: bytes) -> str:
         """See `StorageBackend.create`. Raises `StorageBackendError` if the disk fails."""
-        return await _in_thread(self._writer, lambda: self._replace(key, body, None))
+        return await self._threads.change(lambda: self._replace(key, body, None))
 
     async def delete(self, key: str) -> None:
         """See `StorageBackend.delete`. Raises `StorageBackendError` if the disk fails."""
-        await _in_thread(self._writer, lambda: self._delete(key))
+        await self._threads.change(lambda: self._delete(key))
 
     async def list(self, prefix: str) -> AsyncIterator[str]:
         """See `StorageBackend.list`. Raises `StorageBackendError` if the disk fails."""
-        for key in await _in_thread(self._readers, lambda: self._keys(prefix)):
+        for key in await self._threads.read(lambda: self._keys(prefix)):
             yield key
 
     async def aclose(self) -> None:
-        """Wait for what still runs, also for writes whose callers have given up."""
-        for executor in (self._writer, self._readers):
-            await asyncio.to_thread(executor.shutdown)
+        """Wait for what still runs, also for writes whose callers have given up, but not for the lock."""
+        await self._threads.aclose()
         self._last_written = None
 
     async def __aenter__(self) -> Self:
@@ -114,15 +134,21 @@ class FileBackend:
         outcome: Outcome = "not_applied"
         try:
             self._prepare_root()
-            with locked(self._root):
+            with locked(self._root, self._threads.closing):
                 self._require_version(key, path, expected_version)
                 self._prepare(path.parent)
                 with temporary_file(path.parent, body) as (temporary, fd):
                     written = _WrittenFile(path, os.dup(fd), version)
                     outcome = "unknown"
-                    os.rename(temporary, path)
+                    try:
+                        os.rename(temporary, path)
+                    except OSError as error:
+                        if error.errno in _NOTHING_DONE:
+                            outcome = "not_applied"
+                        raise
                     sync_folder(path.parent)
                     self._last_written = written
+                self._left_at[path.parent] = changed_at(path.parent)
         except OSError as error:
             raise _failure("write", path, error, outcome) from error
         return version
@@ -133,9 +159,14 @@ class FileBackend:
         try:
             if not path.parent.is_dir():
                 return
-            with locked(self._root):
+            with locked(self._root, self._threads.closing):
                 outcome = "unknown"
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    if error.errno in _NOTHING_DONE:
+                        outcome = "not_applied"
+                    raise
                 sync_folder(path.parent)
         except OSError as error:
             raise _failure("delete", path, error, outcome) from error
@@ -171,13 +202,16 @@ class FileBackend:
             self._root_is_ready = True
 
     def _prepare(self, folder: Path) -> None:
-        """Before the first write of this instance to a folder: make it, and sweep what dead writers left."""
-        if folder in self._swept and folder.is_dir():
+        """Make the folder durable before the first write to it, and sweep what dead writers left in it.
+
+        It is looked through only when it is not as the last write of this instance left it.
+        """
+        found_at, left_at = changed_at(folder), self._left_at.pop(folder, None)
+        if found_at is not None and found_at == left_at:
             return
-        if folder != self._root:
+        if folder != self._root and (found_at is None or left_at is None):
             make_folder(folder)
         sweep_temporary_files(folder)
-        self._swept.add(folder)
 
     def _require_version(self, key: str, path: Path, expected_version: str | None) -> None:
         found = self._version_at(path)
@@ -222,13 +256,21 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-async def _in_thread(executor: ThreadPoolExecutor, work: Callable[[], R]) -> R:
-    return await asyncio.get_running_loop().run_in_executor(executor, work)
-
-
 def _hash(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
 def _failure(action: str, path: Path, error: OSError, outcome: Outcome) -> StorageBackendError:
-    return StorageBackendError(f"cannot {action} {path}: {error.strerror or error}", outcome=outcome)
+    what = f"cannot {action} {path}: {error.strerror or error}"
+    if action != "read" and (advice := _ADVICE.get(error.errno or 0)):
+        what += f" ({advice})"
+    return StorageBackendError(what, outcome=outcome)
+
+
+def _refuse_network(root: Path) -> None:
+    if mount := network_mount_of(root):
+        raise ConfigError(
+            f"{root} is on a network file system ({mount.type} at {mount.point}), where the lock of one machine may "
+            "not hold on another, and jobs could be lost: name a folder on a local disk, or use an object store. "
+            f"If one machine alone uses it: FileBackend({str(root)!r}, allow_network_filesystem=True)"
+        )

@@ -23,6 +23,7 @@ class MemoryBackend:
     """
 
     min_write_interval: float = 0.0
+    slowest_write_interval: float = 0.0
     max_object_bytes: int | None = None
 
     def __init__(self, *, latency: float = 0.0) -> None:

@@ -1,0 +1,236 @@
+"""How a request proves to Azure who sends it: by the account's key, a shared access signature, or a token."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+from .errors import ConfigError, StorageBackendError
+from .patience import missing_extra
+
+SCOPE: Final = "https://storage.azure.com/.default"
+
+_REFRESH_BEFORE: Final = 300.0
+"""Seconds before its end at which a token is replaced: clocks differ, and a request takes time."""
+
+_SIGNED_HEADERS: Final = ("content-encoding", "content-language", "content-length", "content-md5", "content-type",
+                          "date", "if-modified-since", "if-match", "if-none-match", "if-unmodified-since",
+                          "range")  # fmt: skip
+
+
+class AccessToken(Protocol):
+    """A bearer token, and when it ends, in seconds since 1970."""
+
+    @property
+    def token(self) -> str: ...
+    @property
+    def expires_on(self) -> int: ...
+
+
+class TokenCredential(Protocol):
+    """What an instance of a class of `azure.identity.aio` can do."""
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        """Return a token for these scopes."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what the credential holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent, unsigned.
+
+    The path is percent-encoded and begins with a slash; values of the query are not; header names are in lower
+    case.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Signer(Protocol):
+    """One way to sign requests."""
+
+    secret_query: str
+    """What is put behind the query of each request, percent-encoded."""
+
+    async def headers(self, request: Request) -> Mapping[str, str]:
+        """Return the headers to send in addition. Raises `StorageBackendError` if there are none to be had."""
+        ...
+
+    def forget(self) -> None:
+        """Hear that the last headers were not accepted."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what the signer holds. Safe to call twice."""
+        ...
+
+
+class _Unchanging:
+    def forget(self) -> None:
+        """Nothing to forget: there is but one key."""
+
+    async def aclose(self) -> None:
+        """Nothing to give back."""
+
+
+class AccountKey(_Unchanging):
+    """Shared Key authorization (learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key)."""
+
+    secret_query = ""
+
+    def __init__(self, account: str, key: str) -> None:
+        self._account = account
+        try:
+            self._key = base64.b64decode(key, validate=True)
+        except (binascii.Error, ValueError):
+            raise ConfigError("account_key is not base64: copy it whole, with the = at its end") from None
+
+    async def headers(self, request: Request) -> Mapping[str, str]:
+        """See `Signer.headers`."""
+        signature = hmac.digest(self._key, self._text(request).encode(), hashlib.sha256)
+        return {"authorization": f"SharedKey {self._account}:{base64.b64encode(signature).decode()}"}
+
+    def _text(self, request: Request) -> str:
+        headers = {**request.headers, "content-length": str(len(request.body) or "")}
+        lines = [request.method, *(headers.get(name, "") for name in _SIGNED_HEADERS)]
+        lines += [f"{name}:{value}" for name, value in sorted(headers.items()) if name.startswith("x-ms-")]
+        lines += [f"/{self._account}{request.path}"]
+        lines += [f"{name}:{value}" for name, value in sorted(request.query.items())]
+        return "\n".join(lines)
+
+
+class SharedAccessSignature(_Unchanging):
+    """A SAS token: it travels in the query."""
+
+    def __init__(self, token: str) -> None:
+        self.secret_query = token.strip().removeprefix("?")
+        if "sig=" not in self.secret_query or any(char in self.secret_query for char in " \r\n#"):
+            raise ConfigError("sas_token is not one: it looks like sv=…&sp=…&sig=…, percent-encoded")
+
+    async def headers(self, request: Request) -> Mapping[str, str]:
+        """See `Signer.headers`."""
+        return {}
+
+
+class Tokens:
+    """Bearer tokens of a credential, each used until shortly before it ends.
+
+    The credential is made at first use. `owned`: whether it was made for this alone, and is closed with it.
+    `timeout`: seconds that it may take to give a token.
+    """
+
+    secret_query = ""
+
+    def __init__(self, make: Callable[[], TokenCredential], *, owned: bool, timeout: float) -> None:
+        self._make = make
+        self._owned = owned
+        self._timeout = timeout
+        self._credential: TokenCredential | None = None
+        self._token: AccessToken | None = None
+        self._fetching = asyncio.Lock()
+
+    async def headers(self, request: Request) -> Mapping[str, str]:
+        """See `Signer.headers`."""
+        async with self._fetching:  # of many tasks one asks, and the others find its token
+            if _seconds_left(self._token) < _REFRESH_BEFORE:
+                self._token = await self._fetched()
+            assert self._token is not None
+            return {"authorization": f"Bearer {self._token.token}"}
+
+    def forget(self) -> None:
+        """See `Signer.forget`."""
+        self._token = None
+
+    async def aclose(self) -> None:
+        """See `Signer.aclose`."""
+        credential, self._credential = self._credential, None
+        if credential is not None and self._owned:
+            await credential.close()
+
+    async def _fetched(self) -> AccessToken:
+        try:
+            async with asyncio.timeout(self._timeout):
+                if self._credential is None:
+                    self._credential = self._make()
+                return await self._credential.get_token(SCOPE)
+        except Exception as error:  # whatever a credential raises: users may bring their own
+            if self._token is not None and _seconds_left(self._token) > 0:
+                return self._token
+            reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+            raise StorageBackendError(
+                f"no access token for Azure Storage: {reason}. Pass account_key, sas_token or credential, set "
+                "AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or sign in with `az login`",
+                outcome="not_applied",
+            ) from error
+
+
+def chosen_signer(
+    account: str,
+    account_key: str | None,
+    sas_token: str | None,
+    credential: TokenCredential | None,
+    endpoint_url: str,
+    timeout: float,
+) -> Signer:
+    """Return what signs the requests: what is given, else what the environment has, else the platform's credentials.
+
+    `timeout`: seconds to wait for a token. Raises `ConfigError` if too much is given, or it cannot work.
+    """
+    given = sum(1 for value in (account_key, sas_token, credential) if value)
+    if given > 1:
+        raise ConfigError("AzureBackend takes one of account_key, sas_token and credential, not several")
+    if not given and variable("AZURE_STORAGE_ACCOUNT") in (
+        None,
+        account,
+    ):  # else they belong to another account
+        account_key = variable("AZURE_STORAGE_KEY")
+        sas_token = None if account_key else variable("AZURE_STORAGE_SAS_TOKEN")
+    if account_key:
+        return AccountKey(account, account_key)
+    if not _keeps_secrets(endpoint_url):
+        raise ConfigError("a token is not sent over http: give an https endpoint_url, or an account_key")
+    if sas_token:
+        return SharedAccessSignature(sas_token)
+    if credential:
+        return Tokens(lambda: credential, owned=False, timeout=timeout)
+    try:
+        from azure.identity.aio import DefaultAzureCredential
+    except ImportError as error:
+        raise missing_extra("AzureBackend without account_key and sas_token", "azure") from error
+    return Tokens(DefaultAzureCredential, owned=True, timeout=timeout)
+
+
+def variable(name: str) -> str | None:
+    """Return a variable of the environment, or None if it is not set or empty."""
+    # The platform's credentials: these are the names that the tools of Azure read.
+    return os.environ.get(name) or None  # noqa: TID251
+
+
+def _keeps_secrets(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+def _seconds_left(token: AccessToken | None) -> float:
+    return 0.0 if token is None else token.expires_on - datetime.now(UTC).timestamp()

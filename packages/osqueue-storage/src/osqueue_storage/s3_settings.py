@@ -1,0 +1,128 @@
+"""How an S3-compatible store is reached, and what is known of the providers by the names of their hosts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+from .patience import checked_timeout
+
+Addressing = Literal["auto", "path", "virtual"]
+
+GIB: Final = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """What differs between the stores that speak S3, where nobody says otherwise."""
+
+    domains: tuple[str, ...] = ()
+    region: str | None = None
+    addressing: Addressing = "auto"
+    min_write_interval: float = 0.0
+    max_object_bytes: int = 5 * GIB
+    """The most that one PUT takes; on Amazon: docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent, and signed, with each request."""
+
+
+AMAZON: Final = Provider()
+OTHER: Final = Provider(addressing="path")
+KNOWN: Final = (
+    # Cloudflare R2. One write a second to one key, 5 MiB less than 5 GiB in one upload:
+    # developers.cloudflare.com/r2/platform/limits; the region: developers.cloudflare.com/r2/api/s3/api.
+    Provider(
+        domains=("r2.cloudflarestorage.com",),
+        region="auto",
+        addressing="path",
+        min_write_interval=1.0,
+        max_object_bytes=5 * GIB - 5 * 1024**2,
+    ),
+    # Tigris. A global bucket is consistent across regions only on request:
+    # tigrisdata.com/docs/objects/consistency; the region: tigrisdata.com/docs/concepts/regions;
+    # buckets made since February 2025 have no path addressing: tigrisdata.com/blog/virtual-hosted-urls.
+    Provider(
+        domains=("t3.storage.dev", "fly.storage.tigris.dev"),
+        region="auto",
+        addressing="virtual",
+        headers={"X-Tigris-Consistent": "true"},
+    ),
+)
+
+
+def provider_of(endpoint_url: str | None) -> Provider:
+    """Return what is known of the store behind an endpoint; without one it is Amazon S3."""
+    if endpoint_url is None:
+        return AMAZON
+    host = urlsplit(endpoint_url).hostname or ""
+    for provider in KNOWN:
+        if any(host == domain or host.endswith(f".{domain}") for domain in provider.domains):
+            return provider
+    return OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class S3Settings:
+    """Checked when built: raises `ConfigError`. Its repr shows no credential."""
+
+    bucket: str
+    prefix: str
+    region: str | None
+    endpoint_url: str | None
+    addressing: Addressing
+    quoted_if_match: bool
+    signed_payload: bool
+    timeout: float
+    profile: str | None
+    access_key_id: str | None = field(repr=False)
+    secret_access_key: str | None = field(repr=False)
+    session_token: str | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # An access point's ARN stands in a bucket's place.
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}|arn:[A-Za-z0-9:/._-]+", self.bucket):
+            raise ConfigError(
+                "an S3 bucket is named by letters, digits, dots, dashes and underscores, "
+                f"not {self.bucket!r}; what follows a / is the prefix"
+            )
+        if self.region is not None and not re.fullmatch(r"[A-Za-z0-9-]+", self.region):
+            raise ConfigError(f"region must be a name like eu-central-1, not {self.region!r}")
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url)
+        if self.addressing not in ("auto", "path", "virtual"):
+            raise ConfigError(f"addressing must be auto, path or virtual, not {self.addressing!r}")
+        checked_timeout(self.timeout)
+        self._check_credentials()
+
+    @property
+    def place(self) -> str:
+        """The store as it is named in errors."""
+        return self.endpoint_url or "Amazon S3"
+
+    def _check_credentials(self) -> None:
+        if bool(self.access_key_id) != bool(self.secret_access_key):
+            raise ConfigError("access_key_id and secret_access_key are given both or neither")
+        if self.session_token and not self.access_key_id:
+            raise ConfigError("a session_token needs access_key_id and secret_access_key beside it")
+        if self.profile and self.access_key_id:
+            raise ConfigError("give either a profile or an access_key_id, not both")
+        given = (self.access_key_id, self.secret_access_key, self.session_token)
+        if any(re.search(r"\s", value) for value in given if value):
+            raise ConfigError("a credential holds a space or line break: it was not copied right")
+
+
+def _check_endpoint(endpoint_url: str) -> None:
+    """Refuse what is no endpoint. The URL is not repeated: it may hold a password."""
+    try:
+        url = urlsplit(endpoint_url)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        sound = False
+    if not sound or "@" in endpoint_url or "?" in endpoint_url or "#" in endpoint_url:
+        raise ConfigError(
+            "endpoint_url must look like https://host or http://host:port, without a user, password or query"
+        ) from None

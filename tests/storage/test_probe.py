@@ -1,0 +1,118 @@
+"""The probe passes on stores that honour conditional writes, and names what the others did."""
+
+from __future__ import annotations
+
+import pytest
+
+from osqueue_storage import (
+    PROBE_PREFIX,
+    PROBE_WRITES,
+    ConfigError,
+    MemoryBackend,
+    StorageBackendError,
+    StoredObject,
+    probe,
+)
+
+
+class Counting(MemoryBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        self.writes += 1
+        return await super().write(key, body, expected_version)
+
+    async def create(self, key: str, body: bytes) -> str:
+        self.writes += 1
+        assert key.startswith(PROBE_PREFIX)
+        return await super().create(key, body)
+
+    async def delete(self, key: str) -> None:
+        self.writes += 1
+        await super().delete(key)
+
+
+class IgnoresIfMatch(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        return self._put(key, body)
+
+
+class IgnoresIfNoneMatch(MemoryBackend):
+    async def create(self, key: str, body: bytes) -> str:
+        return self._put(key, body)
+
+
+class RefusesAll(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        return await super().write(key, body, '"' + expected_version)
+
+
+class ReadsOldState(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        old = self._objects[key]
+        version = await super().write(key, body, expected_version)
+        self._objects[key] = StoredObject(old.body, version)
+        return version
+
+
+async def test_a_good_store_passes_and_nothing_is_left() -> None:
+    store = Counting()
+    await probe(store)
+    assert store.writes == PROBE_WRITES
+    assert [key async for key in store.list("")] == []
+
+
+@pytest.mark.parametrize(
+    ("store", "what"),
+    [
+        (IgnoresIfMatch(), "accepted a write on an old version"),
+        (IgnoresIfNoneMatch(), "accepted a create over an existing object"),
+        (RefusesAll(), "refused a write on the current version"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_store_that_does_not_honour_conditions_is_named_with_what_it_did(
+    store: MemoryBackend, what: str
+) -> None:
+    with pytest.raises(ConfigError, match="does not honour conditional writes") as refused:
+        await probe(store)
+    assert refused.value.message.startswith(f"MemoryBackend(latency=0.0) {what}: ")
+    assert [key async for key in store.list("")] == []
+
+
+async def test_a_store_that_gives_back_what_was_replaced_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        await probe(ReadsOldState())
+
+
+async def test_writes_are_spaced_as_the_store_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spaced(MemoryBackend):
+        min_write_interval = 1.5
+
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("osqueue_storage.probing.asyncio.sleep", sleep)
+    await probe(Spaced())
+    assert waits == [1.5] * (PROBE_WRITES - 1)
+
+
+async def test_a_store_that_fails_is_not_called_a_store_that_lies() -> None:
+    class Down(MemoryBackend):
+        async def create(self, key: str, body: bytes) -> str:
+            raise StorageBackendError("nobody there", outcome="unknown")
+
+    with pytest.raises(StorageBackendError, match="nobody there"):
+        await probe(Down())
+
+
+async def test_leave_to_delete_is_not_needed() -> None:
+    class Kept(MemoryBackend):
+        async def delete(self, key: str) -> None:
+            raise StorageBackendError("forbidden", outcome="not_applied")
+
+    await probe(Kept())
