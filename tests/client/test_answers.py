@@ -6,11 +6,11 @@ import asyncio
 import gc
 import json
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
-from client.support import free_port, transport_to, until
+from client.support import NAMES, STATS, Scripted, always, answer, free_port, replying, transport_to, until
 from websockets.asyncio.server import ServerConnection, serve
 
 from osqueue_client import (
@@ -20,60 +20,18 @@ from osqueue_client import (
     OsqueueClient,
     OsqueueError,
     RequestTooLargeError,
+    SyncOsqueueClient,
     TransportConfigError,
     TransportConnectionError,
     TransportRequestError,
 )
 from osqueue_client.models import Model
-from osqueue_client.operations import Operation
-from osqueue_client.transports import TransportName
-
-NAMES: tuple[TransportName, ...] = ("rest", "ws", "connect")
-Reply = Callable[[int], Awaitable[bytes]]
-
-STATS = b'{"total":0,"unclaimed":0,"inProgress":0}'
-
-
-def answer(status: int, body: bytes, kind: str, *headers: str) -> bytes:
-    head = [f"HTTP/1.1 {status} X", f"content-type: {kind}", f"content-length: {len(body)}", *headers]
-    return "\r\n".join([*head, "", ""]).encode() + body
+from osqueue_client.operations import AnyOperation
+from osqueue_client.transports import TransportName, checked_url
 
 
 def success(transport: str) -> str:
     return "application/proto" if transport == "connect-proto" else "application/json"
-
-
-@asynccontextmanager
-async def replying(reply: Reply) -> AsyncIterator[str]:
-    """An HTTP server that answers its n-th request with `reply(n)`; yields its URL."""
-    writers: list[asyncio.StreamWriter] = []
-    requests = 0
-
-    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal requests
-        writers.append(writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                _, found, rest = head.partition(b"content-length:")
-                await reader.readexactly(int(rest.split(b"\r\n")[0]) if found else 0)
-                requests += 1
-                writer.write(await reply(requests))
-
-    server = await asyncio.start_server(served, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        for writer in writers:
-            writer.close()
-        server.close()
-
-
-def always(text: bytes) -> Reply:
-    async def reply(n: int) -> bytes:
-        return text
-
-    return reply
 
 
 @pytest.fixture(params=["rest", "connect-proto", "connect-json"])
@@ -103,12 +61,80 @@ async def test_success_that_cannot_be_read_is_of_unknown_outcome(http_name: str)
         assert (await refusal(http_name, text)).outcome == "unknown"
 
 
+TOO_DEEP = b'{"jobId":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("body", [b'{"jobId":"\xff"}', TOO_DEEP], ids=["not UTF-8", "too deep"])
+async def test_answer_that_is_not_utf8_or_too_deep_is_malformed(transport_name: str, body: bytes) -> None:
+    async with (
+        answered(transport_name, body) as url,
+        OsqueueClient(transport=transport_to(transport_name, url), timeout=5) as client,
+    ):
+        with pytest.raises(OsqueueError) as caught:
+            await client.submit_job("a", 1)
+    assert caught.value.outcome == "unknown"
+    if (transport_name, body) == ("ws", TOO_DEEP):  # it cannot be told whose answer that is
+        assert isinstance(caught.value, TransportConnectionError)
+    else:
+        assert isinstance(caught.value, BrokerProtocolError)
+        assert caught.value.message.startswith("submitJob: the answer is malformed: ")
+
+
+@asynccontextmanager
+async def answered(transport: str, result: bytes) -> AsyncIterator[str]:
+    """A server that answers everything with this result."""
+    if transport != "ws":
+        async with replying(always(answer(200, result, success(transport)))) as url:
+            yield url
+        return
+
+    def reply(asked: dict[str, object]) -> bytes:
+        return b'{"id":%d,"ok":true,"result":%b}' % (int(str(asked["id"])), result)
+
+    async with websocket(reply) as (url, _):
+        yield url
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"_tag":"\xff","code":"unavailable","message":"\xff"}',
+        b'{"code":"unavailable","message":' + b"[" * 100_000,
+        b'{"code":"unavailable","details":[{"type":"google.protobuf.Struct","value":"/////w"}]}',
+    ],
+    ids=["not UTF-8", "too deep", "no Struct"],
+)
+async def test_refusal_that_is_not_utf8_or_too_deep_says_no_more_than_its_status(
+    http_name: str, body: bytes
+) -> None:
+    for status, outcome in ((503, "unknown"), (400, "not_applied")):
+        error = await refusal(http_name, answer(status, body, "application/json"))
+        if http_name == "rest":
+            assert isinstance(error, TransportRequestError)
+            assert (error.status, error.outcome) == (status, outcome)
+        else:  # Connect has a code in place of the status
+            assert isinstance(error, TransportRequestError | BrokerProtocolError)
+            assert error.outcome in ("unknown", outcome)
+
+
+@pytest.mark.parametrize("error", [b'{"message":"\xff"}', b'{"message":%b' % (b"[" * 100_000)])
+async def test_refusal_over_websocket_that_cannot_be_read_is_of_unknown_outcome(error: bytes) -> None:
+    def reply(asked: dict[str, object]) -> bytes:
+        return b'{"id":%d,"ok":false,"error":%b}' % (int(str(asked["id"])), error)
+
+    async with websocket(reply) as (url, _), OsqueueClient(url, transport="ws", timeout=5) as client:
+        for _ in range(2):
+            with pytest.raises(TransportConnectionError, match="no answer") as caught:
+                await client.submit_job("a", 1)
+            assert caught.value.outcome == "unknown"
+
+
 async def test_error_of_a_proxy_says_no_more_than_its_status(http_name: str) -> None:
     for status, outcome in ((502, "unknown"), (504, "unknown"), (404, "not_applied"), (302, "unknown")):
         error = await refusal(http_name, answer(status, b"nginx", "text/plain", "location: /x"))
         assert isinstance(error, TransportRequestError)
         assert (status, error.outcome) == (status, outcome)
-    assert error.method
+        assert error.method == "submitJob"
 
 
 async def test_error_of_a_newer_broker_keeps_its_outcome() -> None:
@@ -116,10 +142,12 @@ async def test_error_of_a_newer_broker_keeps_its_outcome() -> None:
     error = await refusal("rest", answer(503, body, "application/json"))
     assert isinstance(error, TransportRequestError)
     assert (error.remote_tag, error.status, error.outcome) == ("NewError", 503, "not_applied")
+    assert error.method == "submitJob"
 
 
 async def test_error_details_of_others_are_passed_over() -> None:
-    for details in ([{"type": "google.rpc.ErrorInfo", "value": "CgNhYmM"}], [{}]):
+    cases: list[list[dict[str, str]]] = [[{"type": "google.rpc.ErrorInfo", "value": "CgNhYmM"}], [{}]]
+    for details in cases:
         body = json.dumps({"code": "unavailable", "message": "m", "details": details}).encode()
         error = await refusal("connect-proto", answer(503, body, "application/json"))
         assert isinstance(error, TransportRequestError)
@@ -127,7 +155,9 @@ async def test_error_details_of_others_are_passed_over() -> None:
 
 
 @asynccontextmanager
-async def websocket(reply: Callable[[dict[str, object]], str]) -> AsyncIterator[tuple[str, list[object]]]:
+async def websocket(
+    reply: Callable[[dict[str, object]], str | bytes],
+) -> AsyncIterator[tuple[str, list[object]]]:
     """A WebSocket server; yields its URL and its open connections."""
     connections: list[object] = []
 
@@ -241,22 +271,17 @@ async def test_answer_under_way_survives_that_another_call_was_sent_elsewhere() 
         assert slow.result() == "slow"
 
 
-async def test_leader_named_by_an_https_broker_is_asked_over_https(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leader_named_by_an_https_broker_is_asked_over_https() -> None:
     opened: list[str] = []
 
-    class NotLeading:
-        async def call(self, operation: Operation[Model, Model], request: Model, /) -> Model:
-            raise BrokerLeadershipError("no", leader="10.0.0.9:8080")
+    async def refuse(operation: AnyOperation) -> Model:
+        raise BrokerLeadershipError("no", leader="10.0.0.9:8080")
 
-        async def aclose(self) -> None:
-            pass
-
-    def opener(name: str, url: str) -> NotLeading:
+    def make(url: str) -> Scripted:
         opened.append(url)
-        return NotLeading()
+        return Scripted(refuse)
 
-    monkeypatch.setattr("osqueue_client.client.open_transport", opener)
-    async with OsqueueClient("https://queue.example.com") as client:
+    async with OsqueueClient("https://queue.example.com", transport=make) as client:
         with pytest.raises(BrokerLeadershipError):
             await client.get_stats()
     assert opened == ["https://queue.example.com", "https://10.0.0.9:8080"]
@@ -282,6 +307,25 @@ async def test_password_in_the_url_is_shown_in_no_error(name: TransportName) -> 
             await client.get_stats()
     assert caught.value.outcome == "not_applied"
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "queue.example.com", "bob:hunter2@a", "localhost:", "http:/a:1", "[::1]"]
+)
+def test_url_without_a_scheme_needs_a_port(url: str) -> None:
+    for client in (OsqueueClient, SyncOsqueueClient):
+        with pytest.raises(
+            TransportConfigError, match=r"http://127\.0\.0\.1:8080.* or 127\.0\.0\.1:8080"
+        ) as caught:
+            client(url)
+        assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "[::1]:8080", "bob:hunter2@a:80", "http://nonsense", "a:80/queue/"]
+)
+def test_url_with_a_scheme_or_a_port_is_taken(url: str) -> None:
+    assert checked_url(url) == (url if "://" in url else f"http://{url}").rstrip("/")
 
 
 @pytest.mark.parametrize("url", ["http://bob:hunter2@a b", "http://\x00:1", "http://a..b:1", "http://a\n:1"])

@@ -7,15 +7,16 @@ import importlib
 import pytest
 
 EXPORTS = {
-    "osqueue_storage": """CASConflictError ConditionalReader ConfigError FileBackend MemoryBackend OsqueueError Outcome
-        StorageBackend StorageBackendError StoredObject open_storage""",
+    "osqueue_storage": """AzureBackend CASConflictError ConditionalReader ConfigError FileBackend GCSBackend
+        MemoryBackend OsqueueError Outcome PROBE_PREFIX PROBE_WRITES S3Backend StorageBackend StorageBackendError
+        StoredObject ThrottleStats Throttled ThrottledStorageBackend open_storage probe""",
     "osqueue_client": """BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError DeadJob DeadJobList
         DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList JobNotFoundError JobType LeaseLostError
         OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestTooLargeError
         StorageBackendError SyncOsqueueClient Transport TransportConfigError TransportConnectionError
         TransportRequestError""",
-    "osqueue_broker": """BrokerServer BrokerSettings FileBackend MemoryBackend MountedBroker StorageBackend create_app
-        open_storage""",
+    "osqueue_broker": """BrokerServer BrokerSettings FileBackend MemoryBackend MountedBroker StorageBackend
+        ThrottledStorageBackend create_app open_storage""",
     "osqueue_worker": "Job JobHandler JobType OsqueueClient Worker WorkerExecutionError",
 }
 

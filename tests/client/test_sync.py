@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from client.support import free_port
+from client.support import free_port, obey_ctrl_c
 
 from osqueue_client import (
     ConfigError,
@@ -22,7 +22,8 @@ from osqueue_client import (
     SyncOsqueueClient,
     TransportConnectionError,
 )
-from osqueue_client.transports import TransportName
+from osqueue_client.transports import Transport, TransportName
+from osqueue_client.transports.connect import ConnectTransport
 
 BROKER = """
 import asyncio
@@ -171,52 +172,114 @@ def test_child_of_a_fork_opens_connections_of_its_own(url: str, name: str) -> No
     assert payloads == ["parent", "child", "parent again"]
 
 
-FORK_CONNECT = """
+NEW_IN_A_FORK = """
 import os, sys
-from osqueue_client import SyncOsqueueClient, TransportConfigError
-client = SyncOsqueueClient(sys.argv[1], transport="connect", timeout=10)
-client.get_stats()
+from osqueue_client import OsqueueError, SyncOsqueueClient, TransportConfigError
+client = SyncOsqueueClient(sys.argv[1], transport="connect", timeout=60)
+if sys.argv[2] == "used":
+    client.get_stats()
 pid = os.fork()
 if pid == 0:
-    try:
-        client.get_stats()
-    except TransportConfigError:
-        os._exit(0)
-    os._exit(1)
+    for client in (client, SyncOsqueueClient(sys.argv[1], transport="connect", timeout=60)):
+        try:
+            client.get_stats()
+            print("answered", flush=True)
+        except TransportConfigError as error:
+            print("fork" in error.message, flush=True)
+        except OsqueueError as error:
+            print(error.tag, flush=True)
+    os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
-client.get_stats()
-client.close()
 """
 
 
-def test_connect_says_that_it_cannot_live_through_a_fork(url: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORK_CONNECT, url]
+@pytest.mark.parametrize(("parent", "child"), [("used", "True\nTrue\n"), ("unused", "answered\nanswered\n")])
+def test_connect_is_refused_at_once_in_a_fork_of_what_has_used_it(url: str, parent: str, child: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", NEW_IN_A_FORK, url, parent]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr, done.returncode) == (child, "", 0)
+
+
+THREADS_IN_A_FORK = """
+import os, sys, threading
+from osqueue_client import SyncOsqueueClient, TransportConnectionError
+client = SyncOsqueueClient(sys.argv[1], timeout=20)
+def call(start):
+    start.wait(10)
+    try:
+        client.get_stats()
+    except TransportConnectionError:
+        pass
+call(threading.Barrier(1))
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        sys.setswitchinterval(1e-6)
+        start = threading.Barrier(16)
+        threads = [threading.Thread(target=call, args=(start,), daemon=True) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        loops = [thread.name for thread in threading.enumerate()].count("osqueue-client")
+        os._exit(0 if loops == 1 and not any(thread.is_alive() for thread in threads) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_threads_of_a_fork_share_the_one_client() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", THREADS_IN_A_FORK, f"127.0.0.1:{free_port()}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+def test_transport_of_the_programs_own_is_made_where_it_is_used(url: str) -> None:
+    made: list[threading.Thread] = []
+
+    def make(url: str) -> Transport:
+        made.append(threading.current_thread())
+        return ConnectTransport(url, codec="json")
+
+    with SyncOsqueueClient(url, transport=make, timeout=10) as client:
+        assert client.get_stats().broker_address
+    assert [thread.name for thread in made] == ["osqueue-client"]
+
+
 INTERRUPTED = """
-import socket, sys
+import sys
 from osqueue_client import SyncOsqueueClient
-silent = socket.create_server(("127.0.0.1", 0))
-client = SyncOsqueueClient(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=60)
-print("calling", flush=True)
+client = SyncOsqueueClient(sys.argv[1], timeout=60)
 try:
     client.get_stats()
 except KeyboardInterrupt:
-    client.close()
     print("interrupted", flush=True)
+sys.stdin.read()
 """
 
 
-def test_ctrl_c_ends_a_call() -> None:
-    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True) as process:
+def test_ctrl_c_cancels_a_call() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, f"127.0.0.1:{silent.getsockname()[1]}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=obey_ctrl_c,
+        ) as process,
+    ):
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "calling\n"
-            time.sleep(0.3)
-            os.kill(process.pid, signal.SIGINT)
-            assert process.communicate(timeout=5)[0] == "interrupted\n"
+            silent.settimeout(20)
+            connection, _ = silent.accept()
+            with connection:
+                connection.settimeout(10)
+                request = connection.recv(4096)
+                os.kill(process.pid, signal.SIGINT)
+                assert process.stdout is not None
+                assert process.stdout.readline() == "interrupted\n"
+                while request:
+                    request = connection.recv(4096)  # until the call lets go of its connection
+            process.communicate(timeout=10)
             assert process.returncode == 0
         finally:
             process.kill()

@@ -1,12 +1,13 @@
 """The errors that cross the wire, and those of the client itself.
 
-The tree's root and the storage errors live in `osqueue_storage`. `error_class` finds a class by its tag.
+The tree's root and the storage errors live in `osqueue_storage`. `wire_fields` and `error_from_wire` are how an
+error crosses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+import math
+from typing import Final
 
 from osqueue_storage import (
     CASConflictError,
@@ -34,8 +35,8 @@ __all__ = [
     "TransportConfigError",
     "TransportConnectionError",
     "TransportRequestError",
-    "error_class",
     "error_from_wire",
+    "wire_fields",
 ]
 
 
@@ -122,10 +123,13 @@ class EngineStateError(OsqueueError):
 
 
 class DiscoveryError(OsqueueError):
-    """No leader could be found: the store has no queue, or no broker leads it."""
+    """No leader could be found: the store has no queue, or no broker leads it. Nothing was sent."""
 
     http_status = 503
     connect_code = "unavailable"
+
+    def __init__(self, message: str = "", *, outcome: Outcome | None = "not_applied") -> None:
+        super().__init__(message, outcome=outcome)
 
 
 class TransportConfigError(ConfigError):
@@ -145,8 +149,8 @@ class TransportConnectionError(OsqueueError):
 class TransportRequestError(OsqueueError):
     """The broker refused a request with an error that this client has no class for.
 
-    `method` and `path` are those of the request, `status` is the HTTP status (None over WebSocket), and
-    `remote_tag` is the error's name on the other side.
+    `method` is the operation's name ("submitJob"), `remote_tag` the error's name on the other side. `path` and
+    `status` are those of the HTTP request over REST, and None over the other transports.
     """
 
     http_status = 502
@@ -180,19 +184,23 @@ class PayloadValidationError(OsqueueError):
         self.job_type = job_type
 
 
-def _tree(root: type[OsqueueError]) -> Iterator[type[OsqueueError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
+_FROM_BROKER: Final[dict[str, type[OsqueueError]]] = {
+    cls.__name__: cls
+    for cls in (
+        BrokerLeadershipError,
+        BrokerProtocolError,
+        CASConflictError,
+        EngineStateError,
+        JobNotFoundError,
+        LeaseLostError,
+        QueueFullError,
+        RequestTooLargeError,
+        StorageBackendError,
+    )
+}
+"""What a broker may answer with, by tag. The others are raised on this side only and speak of this program."""
 
-
-@cache
-def error_class(tag: str) -> type[OsqueueError] | None:
-    """Return the error class of this name, or None if this version of osqueue has none."""
-    return next((cls for cls in _tree(OsqueueError) if cls.__name__ == tag), None)
-
-
-_ATTRIBUTES = {"outcome": "outcome", "leader": "leader", "field": "field", "retryAfter": "retry_after"}
+_ATTRIBUTES: Final = {"outcome": "outcome", "leader": "leader", "field": "field", "retryAfter": "retry_after"}
 
 
 def wire_fields(error: OsqueueError) -> dict[str, str | float]:
@@ -212,28 +220,30 @@ def error_from_wire(
     path: str | None = None,
     status: int | None = None,
 ) -> OsqueueError:
-    """Rebuild the error that a broker answered with; `method`, `path` and `status` are those of the request.
+    """Rebuild the error that a broker answered the operation `method` with; `path` and `status` are REST's.
 
-    An unknown tag, and one of the client's own errors, becomes a `TransportRequestError`.
+    A tag that no broker of this version sends becomes a `TransportRequestError`. An attribute that cannot be one
+    is passed over. A broker that cannot serve and does not state the outcome (an old one) leaves it open.
     """
-    tag = str(fields.get("_tag", "")) or None
-    message = str(fields.get("message", "")) or f"the broker answered {status} without a message"
-    cls = error_class(tag) if tag else None
-    if cls is None or issubclass(
-        cls, TransportRequestError | TransportConnectionError | TransportConfigError
-    ):
+    tag, message, outcome = _text(fields, "_tag"), _text(fields, "message"), _stated_outcome(fields)
+    cls = _FROM_BROKER.get(tag or "")
+    if cls is None:
         return TransportRequestError(
-            message,
+            message or f"{method}: the broker answered {tag or status} without a message",
             method=method,
             path=path,
             status=status,
             remote_tag=tag,
-            outcome=_stated_outcome(fields) or outcome_of_status(status),
+            outcome=outcome or outcome_of_status(status),
         )
-    error = cls(message)
-    for name, attribute in _ATTRIBUTES.items():
-        if name in fields and hasattr(error, attribute):
-            setattr(error, attribute, fields[name])
+    error = cls(message or f"{method}: the broker answered {tag} without a message")
+    error.outcome = outcome or outcome_of_status(cls.http_status)
+    if isinstance(error, BrokerProtocolError):
+        error.field, error.method = _text(fields, "field"), method
+    if isinstance(error, BrokerLeadershipError):
+        error.leader = _text(fields, "leader")
+    if isinstance(error, QueueFullError):
+        error.retry_after = _seconds(fields, "retryAfter")
     return error
 
 
@@ -250,4 +260,18 @@ def _stated_outcome(fields: dict[str, object]) -> Outcome | None:
             return "not_applied"
         case "unknown":
             return "unknown"
+    return None
+
+
+def _text(fields: dict[str, object], name: str) -> str | None:
+    value = fields.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _seconds(fields: dict[str, object], name: str) -> float | None:
+    match fields.get(name):
+        case bool():
+            return None
+        case int() | float() as seconds if 0 <= seconds < math.inf:
+            return float(seconds)
     return None

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, field
+from typing import TypeVar, overload
 
 from .registry import PayloadSchemas
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A leased job. `payload_json` is its payload's JSON text as it was submitted, None when it has none.
 
+    Its repr leaves the payload out: that may hold what belongs in no log.
     `attempt` is 1 for the first, and None when the broker does not tell.
     """
 
     id: str
     type: str | None
-    payload_json: bytes | None
+    payload_json: bytes | None = field(repr=False)
     attempt: int | None
     _schemas: PayloadSchemas = field(repr=False, compare=False)
 
@@ -28,6 +33,10 @@ class Job:
         """
         return self.payload_as(None)
 
+    @overload
+    def payload_as(self, model: builtins.type[P]) -> P: ...
+    @overload
+    def payload_as(self, model: object) -> object: ...
     def payload_as(self, model: object) -> object:
         """The payload as another model than the registry's; None means the registry's."""
         if self.payload_json is None and model is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
-from .models import Model
+from .models import Model, QueueStats
 from .operations import Operation
 from .transports import Transport
 
@@ -13,31 +14,36 @@ Res = TypeVar("Res", bound=Model)
 
 
 class Link:
-    """A transport and the number of calls on it.
+    """A transport, the calls on it, and what the broker at its other end knows.
 
     One call may learn that another broker leads while others still wait for answers that are on their way:
     to close the transport under them would turn these into calls of unknown outcome.
     """
 
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+    def __init__(self, transport: Transport, address: str) -> None:
+        self.address = address
+        self.features: frozenset[str] | None = None
+        """What this very broker adds to the old protocol; None until it has told its stats."""
+        self._transport = transport
         self._calls = 0
-        self._is_retired = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def call(self, operation: Operation[Req, Res], request: Req) -> Res:
         """See `Transport.call`."""
         self._calls += 1
+        self._is_idle.clear()
         try:
-            return await self.transport.call(operation, request)
+            answer = await self._transport.call(operation, request)
         finally:
             self._calls -= 1
-            await self._close_when_done()
+            if self._calls == 0:
+                self._is_idle.set()
+        if isinstance(answer, QueueStats):
+            self.features = frozenset(answer.features)
+        return answer
 
     async def retire(self) -> None:
-        """Close the transport, now or after the last call on it. No new call is made on it."""
-        self._is_retired = True
-        await self._close_when_done()
-
-    async def _close_when_done(self) -> None:
-        if self._is_retired and self._calls == 0:
-            await self.transport.aclose()
+        """Close the transport after the last call on it. No new call is made on it."""
+        await self._is_idle.wait()
+        await self._transport.aclose()

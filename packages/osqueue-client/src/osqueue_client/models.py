@@ -17,7 +17,22 @@ Attempts = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Model(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Base of all requests and responses. Unknown fields are ignored, absent ones take their default."""
+    """Base of all requests and responses. Unknown fields are ignored, absent ones take their default.
+
+    A repr tells only how long a payload is: it may hold what belongs in no log.
+    """
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_shown(getattr(self, name))}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({fields})"
+
+
+def _shown(value: object) -> str:
+    return f"<{len(bytes(value))} bytes of JSON>" if isinstance(value, Raw) else repr(value)
+
+
+def _json_of(payload: Payload) -> bytes | None:
+    return None if isinstance(payload, UnsetType) else bytes(payload)
 
 
 class Empty(Model, frozen=True, kw_only=True):
@@ -103,6 +118,11 @@ class JobInfo(Model, frozen=True, kw_only=True):
     max_attempts: int
     heartbeat: int
 
+    @property
+    def payload_json(self) -> bytes | None:
+        """The payload's JSON text as it was submitted, None when the job has none."""
+        return _json_of(self.payload)
+
 
 class JobList(Model, frozen=True, kw_only=True):
     """The live jobs in the order of claims, with the counts."""
@@ -133,6 +153,11 @@ class DeadJob(Model, frozen=True, kw_only=True):
     max_attempts: int
     dead_at: int
     error: JobError
+
+    @property
+    def payload_json(self) -> bytes | None:
+        """The payload's JSON text as it was submitted, None when the job has none."""
+        return _json_of(self.payload)
 
 
 class DeadJobList(Model, frozen=True, kw_only=True):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -13,11 +13,12 @@ from typing import Any, Self, TypeVar, overload
 from osqueue_storage import StorageBackend
 
 from .client import OsqueueClient
-from .errors import ConfigError, TransportConfigError, TransportConnectionError
+from .errors import ConfigError
 from .job import Job
 from .models import DeadJobList, JobError, JobList, QueueStats
 from .registry import JobType, Registry
-from .transports import TransportName
+from .transports import TransportFactory, TransportName
+from .transports.tls import CaFile
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -48,14 +49,10 @@ class _LoopThread:
         with self._starting:
             if self._is_ending:
                 call.close()
-                raise ConfigError("the client is closed")
+                raise ConfigError("the client is closed", outcome="not_applied")
             future = asyncio.run_coroutine_threadsafe(self._kept(call), self._loop)
         try:
             return future.result()
-        except concurrent.futures.CancelledError:
-            raise TransportConnectionError(
-                "the client was closed during the call", outcome="unknown"
-            ) from None
         except BaseException:
             future.cancel()
             raise
@@ -77,12 +74,9 @@ class _LoopThread:
         self._end_thread()
 
     async def _end_calls(self) -> None:
-        # First those who wait: on a loop that has stopped they would wait for ever.
-        calls = tuple(self._calls)
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
         await self.client.aclose()
+        # It has ended them; on a loop that has stopped before they know, their callers would wait for ever.
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     def _end_thread(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -97,7 +91,8 @@ class SyncOsqueueClient:
             client.submit_job("email:send", {"to": "a@example.com"})
 
     May be used from many threads, and in one that runs an event loop (which it blocks). After a fork, the
-    child opens connections of its own; the transport is REST by default, since that of Connect cannot.
+    child opens connections of its own; the transport is REST by default, since that of Connect cannot where the
+    parent has used it. `transport` may be a function that makes one, but no transport, which needs its loop.
     """
 
     def __init__(
@@ -105,22 +100,32 @@ class SyncOsqueueClient:
         broker_url: str | Sequence[str] | None = None,
         *,
         registry: Registry | None = None,
-        transport: TransportName = "rest",
+        transport: TransportName | TransportFactory = "rest",
         storage: StorageBackend | None = None,
         timeout: float = 30.0,
+        ca_file: CaFile | None = None,
     ) -> None:
         def make_client() -> OsqueueClient:
             return OsqueueClient(
-                broker_url, registry=registry, transport=transport, storage=storage, timeout=timeout
+                broker_url,
+                registry=registry,
+                transport=transport,
+                storage=storage,
+                timeout=timeout,
+                ca_file=ca_file,
             )
 
         self._make_client = make_client
-        self._transport = transport
         self._opening = threading.Lock()
         self._is_closed = False
-        self._pid = os.getpid()
         self._thread: _LoopThread | None = _LoopThread(make_client)
         self._inherited: _LoopThread | None = None
+        _clients.add(self)
+
+    @property
+    def registry(self) -> Registry | None:
+        """See `OsqueueClient.registry`."""
+        return self._open().client.registry
 
     @property
     def features(self) -> frozenset[str]:
@@ -140,7 +145,6 @@ class SyncOsqueueClient:
 
         Safe to call twice.
         """
-        self._renew_after_fork()
         with self._opening:
             self._is_closed = True
             thread, self._thread = self._thread, None
@@ -234,23 +238,28 @@ class SyncOsqueueClient:
         return thread.run(call(thread.client))
 
     def _open(self) -> _LoopThread:
-        self._renew_after_fork()
         with self._opening:
             if self._is_closed:
-                raise ConfigError("the client is closed")
+                raise ConfigError("the client is closed", outcome="not_applied")
             if self._thread is None:
-                if self._inherited is not None and self._transport == "connect":
-                    # The threads of its HTTP library do not live on in the child, and cannot be started again there.
-                    raise TransportConfigError(
-                        "the connect transport cannot be used after a fork: choose transport='rest' or 'ws', "
-                        "or make the client in the child before it is used in the parent"
-                    )
                 self._thread = _LoopThread(self._make_client)
             return self._thread
 
     def _renew_after_fork(self) -> None:
-        if self._pid != os.getpid():
-            # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
-            # What it copied is kept as it is: its end would be told to the parent's event loop.
-            self._inherited = self._thread
-            self._pid, self._opening, self._thread = os.getpid(), threading.Lock(), None
+        # A fork copies neither the thread nor its connections, and perhaps a lock that nobody will open.
+        # What it copied is kept as it is: its end would be told to the parent's event loop.
+        self._inherited = self._thread
+        self._opening, self._thread = threading.Lock(), None
+
+
+# In the child before any of its threads can call: two that found the fork out by themselves would renew it twice.
+_clients: weakref.WeakSet[SyncOsqueueClient] = weakref.WeakSet()
+
+
+def _renew_all_after_fork() -> None:
+    for client in _clients:
+        client._renew_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all_after_fork)

@@ -24,6 +24,9 @@ M = TypeVar("M", bound=Model)
 MAX_NESTING: Final = 200
 """The deepest nesting of arrays and objects in one request (pydantic's JSON reader stops there, too)."""
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for a text that it cannot decode: not JSON or of another shape, not UTF-8, nested too deep."""
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -66,7 +69,7 @@ def decode_request(operation: Operation[M, Model], body: bytes) -> M:
     check_text(body, operation.name)
     try:
         request: M = _decoder(operation.request).decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _malformed(operation.name, error) from None
     return request
 
@@ -91,7 +94,7 @@ def decode_response(operation: Operation[Model, M], body: bytes) -> M:
     """
     try:
         response: M = _decoder(operation.response).decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise malformed_answer(operation.name, _plain(error)) from None
     return response
 
@@ -121,7 +124,7 @@ def payload_from_text(text: bytes, method: str) -> Raw:
     try:
         check_text(text, method)
         return msgspec.json.decode(text, type=Raw)
-    except (BrokerProtocolError, msgspec.DecodeError, RecursionError) as error:
+    except (BrokerProtocolError, *UNREADABLE) as error:
         raise BrokerProtocolError(
             f"{method}: field 'payload' is not JSON text: {_plain(error)}", field="payload", method=method
         ) from None

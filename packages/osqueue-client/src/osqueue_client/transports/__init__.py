@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol, TypeVar, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from ..errors import TransportConfigError
 from ..models import Model
 from ..operations import Operation
+from .tls import CaFile, context_of
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
@@ -38,25 +41,45 @@ class Transport(Protocol):
         ...
 
 
-def open_transport(name: TransportName, broker_url: str) -> Transport:
+TransportFactory: TypeAlias = Callable[[str], Transport]
+"""Makes a transport to the broker at a URL; nothing is connected yet."""
+
+
+def factory_of(
+    transport: TransportName | TransportFactory, ca_file: CaFile | None = None
+) -> TransportFactory:
+    """Return what makes a transport to a URL. Raises `TransportConfigError` for settings that cannot work."""
+    if isinstance(transport, str):
+        if ca_file is not None:
+            context_of(ca_file)  # raises now what it would raise when it is used
+        return partial(open_transport, checked_name(transport), ca_file=ca_file)
+    if ca_file is not None:
+        raise TransportConfigError(
+            "ca_file= is for 'connect', 'rest' and 'ws': give it to your own transport"
+        )
+    return transport
+
+
+def open_transport(name: TransportName, broker_url: str, *, ca_file: CaFile | None = None) -> Transport:
     """Return a transport to the broker at `broker_url`; nothing is connected yet.
 
-    Raises `TransportConfigError` for an unknown name and for a URL that cannot be one.
+    Over https it trusts the authorities in `ca_file` (PEM), or those of the system. Raises
+    `TransportConfigError` for an unknown name, and for a URL or a file that cannot be one.
     """
     url = checked_url(broker_url)
     match checked_name(name):
         case "connect":
             from .connect import ConnectTransport
 
-            return ConnectTransport(url)
+            return ConnectTransport(url, ca_file=ca_file)
         case "rest":
             from .rest import RestTransport
 
-            return RestTransport(url)
+            return RestTransport(url, ca_file=ca_file)
         case "ws":
             from .websocket import WebSocketTransport
 
-            return WebSocketTransport(url)
+            return WebSocketTransport(url, ca_file=ca_file)
 
 
 def checked_name(name: TransportName) -> TransportName:
@@ -67,8 +90,12 @@ def checked_name(name: TransportName) -> TransportName:
 
 
 def checked_url(broker_url: str) -> str:
-    """Return the URL with its scheme and without a slash at its end. Raises `TransportConfigError`."""
-    url = broker_url if "://" in broker_url else f"http://{broker_url}"
+    """Return the URL with its scheme and without a slash at its end. Raises `TransportConfigError`.
+
+    Without a scheme it is http, and must have a port: `localhost:8080`, but not `localhost`.
+    """
+    has_scheme = "://" in broker_url
+    url = broker_url if has_scheme else f"http://{broker_url}"
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"
     try:
@@ -76,6 +103,7 @@ def checked_url(broker_url: str) -> str:
         host = parts.hostname or ""
         host.encode("idna")
         is_usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+        is_usable = is_usable and (has_scheme or parts.port is not None)
     except ValueError:
         is_usable = False
     if not is_usable or not url.isprintable() or " " in url or parts.query or parts.fragment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -11,8 +11,8 @@ import msgspec
 
 from .. import wire_json
 from ..errors import (
+    JobNotFoundError,
     OsqueueError,
-    TransportConnectionError,
     TransportRequestError,
     error_from_wire,
     outcome_of_status,
@@ -20,11 +20,14 @@ from ..errors import (
 from ..models import Model
 from ..operations import AnyOperation, Operation
 from . import CONNECT_TIMEOUT
+from .connection_errors import WRONG_URL, no_answer, not_connected, shown
+from .tls import CaFile, context_of
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_NOT_FOUND: Final = 404
 # Kept shorter than any broker keeps them (uvicorn 5 s, ours 75 s), so that a request seldom meets a dying one.
 _LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=1000, keepalive_expiry=4.0)
 
@@ -35,14 +38,22 @@ class RestTransport:
     No time limit of its own but that of connecting: the client sets one around each call.
     """
 
-    def __init__(self, base_url: str, *, http_transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        ca_file: CaFile | None = None,
+        http_transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = base_url
         self._client = httpx.AsyncClient(
             base_url=base_url,
             transport=http_transport,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
             limits=_LIMITS,
             trust_env=False,
-            verify=_certificates() if base_url.startswith("https:") else True,
+            # Without TLS none is read: that takes some 20 ms, in which the event loop stands still.
+            verify=_trusted(ca_file) if base_url.startswith("https:") else False,
         )
 
     async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
@@ -58,21 +69,23 @@ class RestTransport:
                 headers=None if operation.is_read else {"content-type": "application/json"},
             )
         except _NOT_SENT as error:
-            raise TransportConnectionError(_lost(operation, error), outcome="not_applied") from error
+            raise not_connected(operation.name, self._url, error) from error
         except httpx.DecodingError as error:
             raise wire_json.malformed_answer(operation.name, str(error)) from error
         except httpx.TransportError as error:
-            raise TransportConnectionError(_lost(operation, error), outcome="unknown") from error
+            raise no_answer(operation.name, self._url, error) from error
         if response.is_success:
             return wire_json.decode_response(operation, response.content or b"{}")
-        raise _refusal(operation.http_method, path, response)
+        raise _refusal(operation, shown(self._url), path, response)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         await self._client.aclose()
 
 
-def _certificates() -> ssl.SSLContext:
+def _trusted(ca_file: CaFile | None) -> ssl.SSLContext:
+    if ca_file is not None:
+        return context_of(ca_file)
     # Those of httpx and the system's, as the other transports do.
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
@@ -84,19 +97,19 @@ def _segment(job_id: str) -> str:
     return quote(job_id, safe="").replace(".", "%2E")
 
 
-def _lost(operation: AnyOperation, error: Exception) -> str:
-    return f"{operation.name}: no answer from the broker: {str(error) or type(error).__name__}"
-
-
-def _refusal(method: str, path: str, response: httpx.Response) -> OsqueueError:
+def _refusal(operation: AnyOperation, base_url: str, path: str, response: httpx.Response) -> OsqueueError:
+    status = response.status_code
     try:
         fields = msgspec.json.decode(response.content, type=dict[str, object])
-    except (msgspec.DecodeError, RecursionError):
-        return TransportRequestError(
-            f"{method} {path}: the broker answered {response.status_code} without an error that can be read",
-            method=method,
+        error = error_from_wire(fields, method=operation.name, path=path, status=status)
+    except wire_json.UNREADABLE:
+        error = TransportRequestError(
+            f"{operation.name}: {base_url}{path} answered {status} without an error that can be read",
+            method=operation.name,
             path=path,
-            status=response.status_code,
-            outcome=outcome_of_status(response.status_code),
+            status=status,
+            outcome=outcome_of_status(status),
         )
-    return error_from_wire(fields, method=method, path=path, status=response.status_code)
+    if status == _NOT_FOUND and not isinstance(error, JobNotFoundError):
+        error.args = (f"{error.message}; {WRONG_URL}",)
+    return error

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
 from .. import wire_json
-from ..errors import OsqueueError, TransportConnectionError, error_from_wire
+from ..errors import TransportConnectionError, error_from_wire
 from ..models import Model
 from ..operations import Operation
 from . import CONNECT_TIMEOUT
+from .connection_errors import WRONG_URL, no_answer, not_connected
+from .tls import CaFile, context_of
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
@@ -38,30 +43,52 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(_Answer)
 
 
+class _NoAnswer(Exception):
+    """No answer will come to a request that was sent, and why."""
+
+
+class _NotSent(Exception):
+    """The connection was closing before a request could be sent."""
+
+
 class _Session:
     """One open connection, and those who wait for an answer on it."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
-        self.is_open = True
-        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._has_ended = False
+        # To each request its answer, or why there is none: every caller raises an error of its own.
+        self._waiting: dict[int, asyncio.Future[_Answer | str]] = {}
         # Owned by the session, ended by close(): it ends by itself when the connection does.
         self._reader = asyncio.get_running_loop().create_task(self._read(), name="osqueue-websocket")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a request could be sent now; the reader may not have seen yet that the broker closes."""
+        return not self._has_ended and self.connection.state is State.OPEN
+
     async def ask(self, id: int, text: bytes) -> _Answer:
-        """Send a request and wait for its answer."""
-        waiting: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        """Send a request and wait for its answer. Raises `_NoAnswer`, or `_NotSent` where nothing was sent."""
+        if not self.is_open:
+            raise _NotSent
+        waiting: asyncio.Future[_Answer | str] = asyncio.get_running_loop().create_future()
         self._waiting[id] = waiting
         try:
             await self.connection.send(text, text=True)
-            return await waiting
+            answer = await waiting
+        except ConnectionClosed as error:
+            raise _NoAnswer(str(error)) from error
         finally:
             self._waiting.pop(id, None)
-            if waiting.done() and not waiting.cancelled():
-                waiting.exception()  # seen, where send() raised or the caller was cancelled first
+        if isinstance(answer, str):
+            raise _NoAnswer(answer)
+        return answer
+
+    def when_ended(self, tell: Callable[[_Session], object]) -> None:
+        self._reader.add_done_callback(lambda _: tell(self))
 
     async def close(self) -> None:
-        self.is_open = False
+        self._has_ended = True
         await self.connection.close()
         await asyncio.wait((self._reader,))
 
@@ -70,11 +97,13 @@ class _Session:
         try:
             async for text in self.connection:
                 self._deliver(_decoder.decode(text))
-        except (ConnectionClosed, msgspec.DecodeError, RecursionError) as error:
+        except ConnectionClosed as error:
             why = str(error)
+        except wire_json.UNREADABLE as error:
+            why = f"it sent what is no answer: {error}"
         finally:
-            self.is_open = False
-            self._fail_all(TransportConnectionError(f"no answer: {why}", outcome="unknown"))
+            self._has_ended = True
+            self._give_all(why)
             # Also where the broker sent what is no answer: the others of this connection cannot be told apart.
             await self.connection.close()
 
@@ -86,23 +115,25 @@ class _Session:
                 asker.set_result(answer)
         elif len(self._waiting) > 1:
             refusal = error_from_wire(answer.error or {})
-            self._fail_all(
-                TransportConnectionError(
-                    f"the broker refused one of {len(self._waiting)} requests without saying which: "
-                    f"{refusal.tag}: {refusal.message}",
-                    outcome="unknown",
-                )
+            self._give_all(
+                f"it refused one of {len(self._waiting)} requests without saying which: "
+                f"{refusal.tag}: {refusal.message}"
             )
         else:
             # To a message that the broker could not read, and only one was sent.
-            for asker in self._waiting.values():
-                if not asker.done():
-                    asker.set_result(answer)
+            self._give_all(answer)
 
-    def _fail_all(self, error: OsqueueError) -> None:
+    def _give_all(self, answer: _Answer | str) -> None:
         for asker in self._waiting.values():
             if not asker.done():
-                asker.set_exception(error)
+                asker.set_result(answer)
+
+
+class _Connect(connect):
+    """Follows no redirect: a request goes to the broker that the program named, or nowhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 class WebSocketTransport:
@@ -111,24 +142,30 @@ class WebSocketTransport:
     No time limit of its own but that of connecting: the client sets one around each call.
     """
 
-    def __init__(self, base_url: str) -> None:
-        self._url = f"ws{base_url.removeprefix('http')}/v1/ws"
+    def __init__(self, base_url: str, *, ca_file: CaFile | None = None) -> None:
+        self._url = base_url
+        self._tls: ssl.SSLContext | bool | None = None
+        if base_url.startswith("https:"):
+            self._tls = True if ca_file is None else context_of(ca_file)
         self._session: _Session | None = None
+        self._unended: set[_Session] = set()
+        self._opening: asyncio.Task[_Session] | None = None
         self._is_closed = False
-        self._opening = asyncio.Lock()
         self._ids = count(1)
 
     async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
         """See `Transport.call`."""
-        session = await self._open_session()
+        session = self._session
+        if session is None or not session.is_open:
+            session = await self._open_session(operation.name)
         id = next(self._ids)
         text = _encoder.encode(_Request(id, operation.name, Raw(wire_json.encode(request))))
         try:
             answer = await session.ask(id, text)
-        except ConnectionClosed as error:
-            raise TransportConnectionError(
-                f"{operation.name}: no answer: {error}", outcome="unknown"
-            ) from error
+        except _NotSent:
+            raise not_connected(operation.name, self._url, "the broker closed it at once") from None
+        except _NoAnswer as error:
+            raise no_answer(operation.name, self._url, str(error)) from error.__cause__
         if not answer.ok:
             raise error_from_wire(answer.error or {}, method=operation.name)
         return wire_json.decode_response(operation, bytes(answer.result))
@@ -136,27 +173,51 @@ class WebSocketTransport:
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         self._is_closed = True
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait((self._opening,))
+        self._session = None
+        await asyncio.gather(*(session.close() for session in self._unended))
 
-    async def _open_session(self) -> _Session:
-        async with self._opening:
-            if self._session is None or not self._session.is_open:
-                try:
-                    connection = await connect(
-                        self._url,
-                        max_size=None,  # a list of jobs may be large
-                        proxy=None,
-                        open_timeout=CONNECT_TIMEOUT,
-                        close_timeout=2.0,
-                    )
-                except (OSError, InvalidHandshake, ConnectionClosed) as error:
-                    raise TransportConnectionError(
-                        f"cannot connect to the broker: {error}", outcome="not_applied"
-                    ) from error
-                if self._is_closed:
-                    await connection.close()
-                    raise TransportConnectionError("the transport is closed", outcome="not_applied")
-                self._session = _Session(connection)
-            return self._session
+    async def _open_session(self, operation: str) -> _Session:
+        """Wait for the one attempt to connect: its failure is that of all who wait, and of nobody after them."""
+        if self._is_closed:
+            raise TransportConnectionError(f"{operation}: the transport is closed", outcome="not_applied")
+        if self._opening is None or self._opening.done():
+            # Owned by the transport: it ends in CONNECT_TIMEOUT, and aclose() ends it before.
+            self._opening = asyncio.get_running_loop().create_task(
+                self._connect(), name="osqueue-websocket-open"
+            )
+            self._opening.add_done_callback(_seen)
+        opening = self._opening
+        await asyncio.wait((opening,))  # a caller that is cancelled takes the attempt from nobody
+        if opening.cancelled():
+            raise TransportConnectionError(f"{operation}: the transport is closed", outcome="not_applied")
+        match opening.exception():
+            case None:
+                return opening.result()
+            case OSError() | WebSocketException() as error:
+                hint = WRONG_URL if isinstance(error, InvalidStatus) else None
+                raise not_connected(operation, self._url, error, hint) from error
+            case error:
+                raise error
+
+    async def _connect(self) -> _Session:
+        connection = await _Connect(
+            f"ws{self._url.removeprefix('http')}/v1/ws",
+            max_size=None,  # a list of jobs may be large
+            proxy=None,
+            open_timeout=CONNECT_TIMEOUT,
+            close_timeout=2.0,
+            ssl=self._tls,
+        )
+        session = self._session = _Session(connection)
+        self._unended.add(session)
+        session.when_ended(self._unended.discard)
+        return session
+
+
+def _seen(task: asyncio.Task[_Session]) -> None:
+    # Where all who waited have gone, nobody else looks at its failure.
+    if not task.cancelled():
+        task.exception()
