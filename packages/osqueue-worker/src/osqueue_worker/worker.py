@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
-import random  # noqa: TID251  # only for the jitter of polling
 import signal
 import socket
 import uuid
-from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 from types import TracebackType
 from typing import Final, Self
 
-from osqueue_client import (
-    BrokerProtocolError,
-    ConfigError,
-    Job,
-    JobNotFoundError,
-    LeaseLostError,
-    OsqueueClient,
-    OsqueueError,
-    PayloadValidationError,
-    TransportRequestError,
-)
+from osqueue_client import ConfigError, Job, OsqueueClient, OsqueueError, Registry
 
-from .errors import WorkerExecutionError
-from .handlers import BoundHandler, Handlers, bind
+from .delays import LONGEST_DELAY, jittered
+from .errors import WorkerExecutionError, is_for_good, is_refusal
+from .handlers import Handlers, bind
+from .hooks import FailureHook, Hooks, JobHook
+from .logs import ClaimLog, log
+from .runs import Runs
 
-logger = logging.getLogger("osqueue.worker")
-
-JobHook = Callable[[Job], Awaitable[None] | None]
-FailureHook = Callable[[Job, BaseException], Awaitable[None] | None]
-
-_LEASE_IS_LOST: Final = (LeaseLostError, JobNotFoundError)
-_LONGEST_DELAY: Final = 5.0
-_HEARTBEAT_PATIENCE: Final = 5.0
-"""Seconds that a heartbeat may take, however often they are sent."""
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_CANCEL_PATIENCE: Final = 5.0
+"""Seconds from the second signal to the end of `run()`, whatever the handlers and the broker do."""
 
 
 class Worker:
@@ -50,8 +38,9 @@ class Worker:
     payload that does not fit its model ends the job as dead. A job whose lease is lost has its handler
     cancelled. `heartbeat_interval` and `poll_interval` are seconds.
 
-    `stop()` claims no more and waits for the jobs that run. A failure of the worker itself stops it and is
-    raised by `wait()` and `stop()`. The client belongs to the caller and stays open.
+    `stop()` claims no more and waits for the jobs that run. A failure of the worker itself stops it in the same
+    way and is raised by `wait()` and `stop()`; a broker that cannot be reached, or that refuses, is none, but is
+    asked again. The client belongs to the caller and stays open.
     """
 
     def __init__(
@@ -72,16 +61,25 @@ class Worker:
         if heartbeat_interval <= 0 or poll_interval <= 0:
             raise ConfigError("heartbeat_interval and poll_interval must be more than 0 s")
         self._client = client
-        self._handlers = bind(handlers)
+        self._handlers = bind(handlers, _registry_of(client))
         self._concurrency = concurrency
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{_short_id()}"
-        self._heartbeat_interval = heartbeat_interval
         self._poll_interval = poll_interval
-        self._on_claimed = on_job_claimed
-        self._on_completed = on_job_completed
-        self._on_failed = on_job_failed
         self._must_stop = asyncio.Event()
+        self._must_cancel = asyncio.Event()
+        """The jobs that run are to be cancelled, and reported as failed."""
+        self._runs = Runs(
+            client,
+            self.worker_id,
+            self._handlers,
+            Hooks(on_job_claimed, on_job_completed, on_job_failed),
+            heartbeat_interval=heartbeat_interval,
+            must_cancel=self._must_cancel,
+            fail=self._fail,
+        )
         self._running = 0
+        self._asking = 0
+        self._fault: Exception | None = None
         self._slot_freed = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -92,26 +90,68 @@ class Worker:
         self._main = asyncio.get_running_loop().create_task(self._work(), name="osqueue-worker")
 
     async def wait(self) -> None:
-        """Return when the worker has stopped. Raises `WorkerExecutionError` if it failed."""
-        if self._main is not None:
-            await asyncio.shield(self._main)
+        """Return when the worker has stopped. Raises `WorkerExecutionError` if it failed.
+
+        To cancel `wait()` ends the waiting only.
+        """
+        if self._main is None:
+            return
+        await asyncio.wait((self._main,))
+        if not self._main.cancelled():
+            self._main.result()
 
     async def stop(self) -> None:
-        """Claim no more, wait for the jobs that run, and end. Safe twice and before start."""
+        """Claim no more, wait for the jobs that run, and end. Safe twice and before start.
+
+        To cancel `stop()` cancels the jobs that still run; nothing is reported of them, their leases run out.
+        """
         self._must_stop.set()
-        await self.wait()
+        await self._end()
 
     async def run(self) -> None:
-        """Start, work until SIGINT or SIGTERM, and stop."""
+        """Start, work until SIGINT or SIGTERM, and stop. To cancel it is to cancel `stop()`.
+
+        A second signal cancels the jobs that still run and reports them as failed, to be tried again; `run()`
+        returns within 5 s, and at a third signal at once. A job whose handler is not async is not reported, as
+        its thread runs on.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._must_stop.set)
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
         try:
             self.start()
-            await self.wait()
+            await self._end()
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _STOP_SIGNALS:
                 loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._must_stop.is_set():
+            self._must_stop.set()
+            self._log_stopping()
+        elif not self._must_cancel.is_set():
+            self._must_cancel.set()
+            log(logging.WARNING, "cancelling", _counted(self._running, "job"), running=self._running)
+            loop.call_later(_CANCEL_PATIENCE, self._cancel)
+        else:
+            self._cancel()
+            for number in _STOP_SIGNALS:  # a fourth ends the program as if nobody had asked for signals
+                loop.remove_signal_handler(number)
+
+    def _log_stopping(self) -> None:
+        if self._running:
+            text = f"waiting for {_counted(self._running, 'job')} (signal again to cancel them)"
+        elif self._asking:
+            text = "waiting for the answer to a claim (signal again to wait for 5 s at most)"
+        else:
+            text = "no job runs"
+        is_quick = not self._running and not self._asking
+        log(logging.INFO if is_quick else logging.WARNING, "stopping", text, running=self._running)
+
+    def _cancel(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -122,180 +162,133 @@ class Worker:
     ) -> None:
         await self.stop()
 
+    async def _end(self) -> None:
+        """Wait until the worker has stopped; who is cancelled here leaves no task behind."""
+        try:
+            await self.wait()
+        except asyncio.CancelledError:
+            self._cancel()
+            if self._main is not None:
+                await asyncio.wait((self._main,))
+            raise
+
     # The loop
 
     async def _work(self) -> None:
         try:
             async with asyncio.TaskGroup() as jobs:
                 await self._claim_until_stopped(jobs)
-        except* Exception as group:
-            raise WorkerExecutionError(f"the worker failed: {group.exceptions[0]}") from group
         finally:
             self._must_stop.set()
+        if self._fault is not None:
+            raise WorkerExecutionError(f"the worker failed: {self._fault}") from self._fault
+
+    def _fail(self, fault: Exception) -> None:
+        """Stop because of a fault that is no job's: the first is raised when the jobs that run have ended."""
+        log(
+            logging.ERROR,
+            "worker_failed",
+            f"stopping, waiting for {_counted(self._running, 'job')}",
+            error=fault,
+            has_traceback=True,
+        )
+        self._fault = self._fault or fault
+        self._must_stop.set()
 
     async def _claim_until_stopped(self, jobs: asyncio.TaskGroup) -> None:
         """Ask for one job while there is none; once there is one, for as many at once as there are free slots."""
         width, failures = 1, 0
+        claim_log = ClaimLog(asyncio.get_running_loop().time)
         while not self._must_stop.is_set():
             free = self._concurrency - self._running
             if not free:
                 self._slot_freed.clear()
                 await self._slot_freed.wait()
                 continue
-            answers = await asyncio.gather(*(self._claim() for _ in range(min(width, free))))
-            claimed = [answer for answer in answers if isinstance(answer, Job)]
-            for job in claimed:
-                self._running += 1
-                jobs.create_task(self._run_in_slot(job))
-            width = self._concurrency if claimed else 1
-            failures = failures + 1 if any(isinstance(answer, OsqueueError) for answer in answers) else 0
-            if not claimed:
-                longest = max(_LONGEST_DELAY, self._poll_interval)
+            async with asyncio.TaskGroup() as group:
+                claims = [group.create_task(self._claim(jobs, claim_log)) for _ in range(min(width, free))]
+            answers = {claim.result() for claim in claims}
+            width = self._concurrency if _Claimed.JOB in answers else 1
+            if _Claimed.UNKNOWN in answers:
+                failures += 1
+            else:
+                failures = 0
+                claim_log.worked()
+            if _Claimed.JOB not in answers:
+                longest = max(LONGEST_DELAY, self._poll_interval)
                 await self._pause(min(self._poll_interval * 2 ** min(failures, 8), longest))
 
-    async def _claim(self) -> Job | OsqueueError | None:
-        """Return a job, None when there is none, or why the broker could not be asked just now."""
+    async def _claim(self, jobs: asyncio.TaskGroup, claim_log: ClaimLog) -> _Claimed:
+        """Ask for a job and begin it, also while stopping: it is leased to this worker now.
+
+        Whatever a broker or a proxy answers, it is asked again: the next broker, or the same one after a repair,
+        may answer otherwise, and a fleet of workers must not need a restart then. The worker fails only for what
+        no broker can mend: a `ConfigError` (the client was closed), and an error that is not osqueue's.
+        """
+        self._asking += 1
         try:
-            return await self._client.claim_job(self.worker_id, tuple(self._handlers))
-        except (BrokerProtocolError, ConfigError):
-            raise  # asking again would not help
+            job = await self._client.claim_job(self.worker_id, tuple(self._handlers))
         except OsqueueError as error:
-            logger.warning("claim_failed", extra={"error": repr(error)})
-            return error
-
-    async def _pause(self, delay: float) -> None:
-        """Wait about that long, or until the worker is told to stop."""
-        try:
-            async with asyncio.timeout(delay * _jitter()):
-                await self._must_stop.wait()
-        except TimeoutError:
-            return
-
-    # One job
+            if is_for_good(error):
+                self._fail(error)
+            elif is_refusal(error):
+                claim_log.failed(logging.ERROR, "claim_refused", error)
+            else:
+                claim_log.failed(logging.WARNING, "claim_failed", error)
+            return _Claimed.UNKNOWN
+        except Exception as error:  # noqa: BLE001  # raised by wait()
+            self._fail(error)
+            return _Claimed.UNKNOWN
+        finally:
+            self._asking -= 1
+        if job is None:
+            return _Claimed.NOTHING
+        if job.type not in self._handlers:
+            # Not reported: given back, it would be the next job again. Its lease runs out.
+            log(logging.ERROR, "unknown_type_claimed", "has no handler here: its lease runs out", job=job)
+            return _Claimed.UNKNOWN
+        self._running += 1
+        self._runs.add(job)
+        # At once: other claims of the same round may wait for their answers longer than the lease holds.
+        jobs.create_task(self._run_in_slot(job))
+        return _Claimed.JOB
 
     async def _run_in_slot(self, job: Job) -> None:
         try:
-            await self._run_job(job)
+            await self._runs.run(job)
         finally:
             self._running -= 1
             self._slot_freed.set()
 
-    async def _run_job(self, job: Job) -> None:
-        await _call(self._on_claimed, job)
-        handler = self._handlers[job.type or ""]
+    async def _pause(self, delay: float) -> None:
+        """Wait about that long, or until the worker is told to stop."""
         try:
-            payload = handler.payload_of(job)
-        except PayloadValidationError as error:
-            await self._report_failure(job, error, retry=False)
+            async with asyncio.timeout(jittered(delay)):
+                await self._must_stop.wait()
+        except TimeoutError:
             return
-        try:
-            is_done = await self._handle(job, handler, payload)
-        except Exception as error:  # noqa: BLE001  # whatever a handler raises is the job's failure
-            await self._report_failure(job, error, retry=True)
-            return
-        if is_done and await self._report(job, lambda: self._client.complete_job(job.id, self.worker_id)):
-            await _call(self._on_completed, job)
-
-    async def _handle(self, job: Job, handler: BoundHandler, payload: object) -> bool:
-        """Run the handler while its lease is kept; return False when the lease was lost and it was cancelled."""
-        async with asyncio.TaskGroup() as group:
-            handling = group.create_task(_Outcome.of(handler(payload)))
-            keeping = group.create_task(self._keep_lease(job))
-            await asyncio.wait((handling, keeping), return_when=asyncio.FIRST_COMPLETED)
-            lost = not handling.done()
-            handling.cancel()
-            keeping.cancel()
-        if lost:
-            logger.warning("lease_lost", extra={"job_id": job.id})
-            return False
-        handling.result().raise_if_failed()
-        return True
-
-    async def _keep_lease(self, job: Job) -> None:
-        """Send heartbeats until the broker says that the lease is lost."""
-        while True:
-            await asyncio.sleep(self._heartbeat_interval)
-            try:
-                await self._client.heartbeat(
-                    job.id, self.worker_id, timeout=max(self._heartbeat_interval, _HEARTBEAT_PATIENCE)
-                )
-            except _LEASE_IS_LOST:
-                return
-            except OsqueueError as error:
-                logger.warning("heartbeat_failed", extra={"job_id": job.id, "error": repr(error)})
-
-    async def _report_failure(self, job: Job, error: Exception, *, retry: bool) -> None:
-        logger.warning("job_failed", extra={"job_id": job.id, "error": type(error).__name__, "retry": retry})
-        await self._report(job, lambda: self._client.fail_job(job.id, self.worker_id, error, retry=retry))
-        await _call(self._on_failed, job, error)
-
-    async def _report(self, job: Job, send: Callable[[], Awaitable[None]]) -> bool:
-        """Tell the broker how a job ended, again while no answer comes; return whether it took the report.
-
-        Repeating is safe: it takes one report, and to a second one it says that the job or its lease is gone.
-        """
-        delay = 0.1
-        was_unclear = False
-        while True:
-            try:
-                await send()
-                return True
-            except _LEASE_IS_LOST:
-                return was_unclear
-            except TransportRequestError as error:
-                # An old broker does not know failJob: there the lease runs out by itself.
-                logger.warning("report_refused", extra={"job_id": job.id, "error": repr(error)})
-                return False
-            except BrokerProtocolError as error:
-                logger.warning("report_refused", extra={"job_id": job.id, "error": repr(error)})
-                return False
-            except OsqueueError as error:
-                was_unclear = True
-                logger.warning("report_failed", extra={"job_id": job.id, "error": repr(error)})
-                if delay > 30:
-                    return False  # the lease has run out long since
-            await asyncio.sleep(delay * _jitter())
-            delay *= 2
 
 
-class _Outcome:
-    """How a handler ended: its exception must not end the task group that keeps its lease."""
+class _Claimed(Enum):
+    """What came of a claim; `UNKNOWN`: no answer that means anything."""
 
-    def __init__(self, error: Exception | None) -> None:
-        self._error = error
-
-    @classmethod
-    async def of(cls, handling: Awaitable[None]) -> _Outcome:
-        try:
-            await handling
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return cls(RuntimeError("the handler was cancelled by what it waited for"))
-        except Exception as error:  # noqa: BLE001  # carried to raise_if_failed
-            return cls(error)
-        return cls(None)
-
-    def raise_if_failed(self) -> None:
-        if self._error is not None:
-            raise self._error
+    JOB = auto()
+    NOTHING = auto()
+    UNKNOWN = auto()
 
 
-async def _call(hook: Callable[..., Awaitable[None] | None] | None, *args: object) -> None:
-    """Call a hook. What it raises is logged: it must not change how the job ends."""
-    if hook is None:
-        return
-    try:
-        result = hook(*args)
-        if result is not None:
-            await result
-    except Exception:
-        logger.exception("hook_failed")
+def _registry_of(client: OsqueueClient) -> Registry | None:
+    """Return the job types that the client knows. Raises `ConfigError` if it is no client for a worker."""
+    if not inspect.iscoroutinefunction(getattr(client, "claim_job", None)):
+        raise ConfigError(
+            f'client must be an OsqueueClient, as in Worker(client=OsqueueClient("http://…"), …), not a '
+            f"{type(client).__name__}"
+        )
+    return client.registry
 
 
-def _jitter() -> float:
-    return random.uniform(0.75, 1.25)  # so that workers do not poll in step
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _short_id() -> str:
