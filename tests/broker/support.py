@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import itertools
 import json
-from collections.abc import AsyncIterator
+import selectors
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +17,12 @@ import msgspec
 from msgspec import Raw
 from websockets.asyncio.client import ClientConnection, connect
 
-from osqueue_broker import BrokerServer
+from osqueue_broker import BrokerServer, BrokerSettings
+from osqueue_broker.commit_loop import CommitLoop
+from osqueue_broker.document_writer import DocumentWriter
+from osqueue_broker.leadership import Candidate
+from osqueue_broker.queue.apply import Mutation
+from osqueue_client.operations import AnyOperation
 from osqueue_storage import MemoryBackend, StoredObject
 
 KEY = "queue.json"
@@ -288,27 +295,36 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
 
 
 class FaultyStore(MemoryBackend):
-    """Loses answers or requests on demand, may hold writes at a gate, and counts all."""
+    """Loses answers or requests on demand, may hold writes at a gate, and counts all: of the document alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self.faults: list[str] = []  # of the next writes: "answer" (lost after the effect), "request", ""
+        self.create_faults: list[str] = []  # the same of creates
+        self.meanwhile: list[Callable[[], object]] = []  # what others do just before the next writes
         self.attempts: list[tuple[bytes, str]] = []
+        self.created: list[bytes] = []
+        self.sent_at: list[float] = []  # of creates and writes, by the event loop's clock
         self.gate = asyncio.Event()
         self.gate.set()
         self.in_flight = self.most_in_flight = self.at_gate = self.creates = 0
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        if key != KEY:  # the broker's probe
+            return await super().write(key, body, expected_version)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             self.attempts.append((body, expected_version))
+            self.sent_at.append(asyncio.get_running_loop().time())
             fault = self.faults.pop(0) if self.faults else ""
             if not self.gate.is_set():
                 self.at_gate += 1
                 await self.gate.wait()
             if fault == "request":
                 raise ConnectionError("the request was lost")
+            if self.meanwhile:
+                self.meanwhile.pop(0)()
             version = await super().write(key, body, expected_version)
             if fault == "answer":
                 raise ConnectionError("the answer was lost")
@@ -317,11 +333,20 @@ class FaultyStore(MemoryBackend):
             self.in_flight -= 1
 
     async def create(self, key: str, body: bytes) -> str:
-        self.creates += 1
-        return await super().create(key, body)
+        self.creates += key == KEY
+        self.created.append(body)
+        self.sent_at.append(asyncio.get_running_loop().time())
+        fault = self.create_faults.pop(0) if self.create_faults else ""
+        if fault == "request":
+            raise ConnectionError("the request was lost")
+        version = await super().create(key, body)
+        if fault == "answer":
+            raise ConnectionError("the answer was lost")
+        return version
 
     def now(self) -> dict[str, Any]:
-        return json.loads(self._objects[KEY].body)
+        document: dict[str, Any] = json.loads(self._objects[KEY].body)
+        return document
 
     def put_now(self, document: Any) -> None:
         """What another program does to the object, at this very moment."""
@@ -329,3 +354,112 @@ class FaultyStore(MemoryBackend):
 
     def object(self) -> StoredObject | None:
         return self._objects.get(KEY)
+
+
+class FakeClock:
+    """Time that a test moves, and ids that count."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.wall = 1_700_000_000_000
+        self._ids = itertools.count(1)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+    def new_id(self) -> str:
+        return f"id-{next(self._ids)}"
+
+
+class _Jumping(selectors.SelectSelector):
+    """Waits for nothing: where a loop would, the clock jumps. A turn of the loop takes a microsecond."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "nothing is left that could ever happen"
+        self._clock.now += max(timeout, 1e-6)
+        return super().select(0)
+
+
+class FakeTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop that lives in the time of a fake clock: its timers ring as soon as all else is done."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        super().__init__(_Jumping(self.clock))
+
+    def time(self) -> float:
+        return self.clock.now
+
+
+def fake_clock() -> FakeClock:
+    """The clock of the running loop, in a test that is `in_fake_time`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
+    return loop.clock
+
+
+def in_fake_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test in a `FakeTimeLoop`, for at most some hours of its time."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
+            runner.run(asyncio.wait_for(test(*args, **kwargs), 20_000))
+
+    return run
+
+
+def candidate(store: FaultyStore, clock: FakeClock, *, address: str = "us:1", **settings: Any) -> Candidate:
+    """A broker that would lead the queue in that store."""
+    made = BrokerSettings(**settings)
+    writer = DocumentWriter(store, KEY, settings=made, clock=clock)
+    return Candidate(writer, address, storage=store, settings=made, clock=clock)
+
+
+class Leader:
+    """A commit loop that runs, without a server around it."""
+
+    address = "us:1"
+
+    def __init__(self, commits: CommitLoop, ended: asyncio.Task[None]) -> None:
+        self.commits = commits
+        self.ended = ended
+
+    def put(self, operation: AnyOperation, **fields: Any) -> asyncio.Future[Any]:
+        """Ask, and return the future of the answer."""
+        request = operation.request(**fields)
+        return self.commits.put(Mutation(operation, request, fake_clock().new_id()))
+
+    async def ask(self, operation: AnyOperation, **fields: Any) -> Any:
+        """Ask, and return the answer."""
+        return await self.put(operation, **fields)
+
+    async def stop(self) -> None:
+        """Return when the loop has ended; raise what ended it."""
+        self.commits.stop()
+        await asyncio.wait((self.ended,))
+        self.ended.result()
+
+
+@asynccontextmanager
+async def leading(store: FaultyStore, **settings: Any) -> AsyncIterator[Leader]:
+    """A commit loop that leads, in fake time. The settings are not checked against each other."""
+    made = BrokerSettings(**settings)
+    clock = fake_clock()
+    writer = DocumentWriter(store, KEY, settings=made, clock=clock)
+    runner = Candidate(writer, Leader.address, storage=store, settings=made, clock=clock)
+    term = await runner.run(has_bound=True)
+    commits = CommitLoop(term, writer=writer, candidate=runner, settings=made, clock=clock)
+    ended = asyncio.create_task(commits.run())
+    try:
+        yield Leader(commits, ended)
+    finally:
+        ended.cancel()
+        await asyncio.wait((ended,))

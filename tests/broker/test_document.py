@@ -50,7 +50,9 @@ async def test_foreign_document_is_worked_on_and_keeps_what_nobody_here_knows() 
         await wire.call("heartbeat", jobId=A, workerId="old")
         await wire.call("failJob", jobId=A, workerId="old", error={"type": "E", "message": "m"})
         await wire.call("completeJob", jobId=B, workerId="w")
-    body = store.object().body.decode()
+    written = store.object()
+    assert written is not None
+    body = written.body.decode()
     end: dict[str, Any] = json.loads(body)
     assert end["broker"] is None
     assert end["completedTotal"] == 1

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from osqueue_broker.queue.apply import Mutation, apply
+from osqueue_broker.queue.apply import Applied, Mutation, answer_without_commit, apply
 from osqueue_broker.queue.document import read_document, write_document
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_broker.queue.terms import EMPTY
 from osqueue_client import models, operations
-from osqueue_client.errors import JobNotFoundError, LeaseLostError, OsqueueError
+from osqueue_client.errors import BrokerProtocolError, JobNotFoundError, LeaseLostError, OsqueueError
 
 RULES = Rules(heartbeat_timeout=10, max_attempts=2)
 HEADER = EMPTY.takeover(commit_id="c", wall_ms=1, broker="b:1")
@@ -33,6 +35,9 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
+
+LIST = Mutation(operations.LIST_JOBS, models.Empty())
+HEAD = write_document(HEADER, QueueState(RULES))
 
 
 class Model:
@@ -84,6 +89,14 @@ def agree(state: QueueState, model: Model) -> None:
         len(model.live), running, len(model.live) - running,
     )  # fmt: skip
     assert len(state.dead) == len(model.dead)
+    [listed] = answer_without_commit(state, [LIST], Now(1, 0))
+    assert isinstance(listed, models.JobList)
+    assert [(j.id, j.attempts, j.worker_id) for j in listed.jobs] == [
+        (j["id"], j["attempts"], j["worker"]) for j in model.live
+    ]
+    assert (listed.in_progress, listed.completed_total) == (running, model.completed)
+    assert len(body) <= len(HEAD) + state.bytes + len(state.jobs) + len(state.dead)
+    assert len(state._leases) <= 2 * running + 66
     header, again = read_document(body, RULES, Now(1, 0))
     assert header == HEADER
     assert write_document(header, again) == body
@@ -100,7 +113,9 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
         return applied.answers[0]
 
     for name, what, who in steps:
-        model.expire(served)
+        goes_first = name in ("beat", "complete", "retry", "bury")  # a worker that is alive keeps its lease
+        if not goes_first and name != "pass":
+            model.expire(served)
         if name == "submit":
             answer = do(
                 operations.SUBMIT_JOB,
@@ -116,15 +131,16 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
             if job:
                 assert bytes(answer.payload) == job["id"][1:].encode()
                 assert answer.attempt == job["attempts"]
-        elif name in ("beat", "complete", "retry", "bury"):
+        elif goes_first:
             id = f"j{what}"
             leased = models.LeasedJob(job_id=id, worker_id=who)
             fail = models.FailJob(
                 job_id=id, worker_id=who, error=models.JobError(type="E", message="m"), retry=name == "retry"
             )
-            operation = {"beat": operations.HEARTBEAT, "complete": operations.COMPLETE_JOB}.get(
-                name, operations.FAIL_JOB
-            )
+            operation: operations.AnyOperation = {
+                "beat": operations.HEARTBEAT,
+                "complete": operations.COMPLETE_JOB,
+            }.get(name, operations.FAIL_JOB)
             answer = do(operation, fail if operation is operations.FAIL_JOB else leased)
             found = model.leased(id, who)
             if isinstance(found, type):
@@ -136,6 +152,7 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
                 model.completed += 1
             else:
                 model.end_attempt(found, may_retry=name == "retry")
+            model.expire(served)
         elif name in ("requeue", "delete"):
             operation = operations.REQUEUE_DEAD if name == "requeue" else operations.DELETE_DEAD
             answer = do(operation, models.DeadJobRef(job_id=f"j{what}"))
@@ -152,8 +169,6 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
                 job["deadline"] = served + 10
         else:
             served += what
-            model.expire(served)
-            do(operations.GET_STATS, models.Empty())
         agree(state, model)
 
 
@@ -175,6 +190,12 @@ def test_the_same_batch_gives_the_same_bytes(steps: list[tuple[str, Any, Any]]) 
     assert len(bodies) == 1
 
 
+def claimed_ids(applied: Applied) -> list[str | None]:
+    claims = [answer for answer in applied.answers if isinstance(answer, models.ClaimedJob)]
+    assert len(claims) == len(applied.answers)
+    return [claim.job_id for claim in claims]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(500, 1200), st.integers(1, 7))
 def test_long_queues_stay_in_order_across_blocks(length: int, step: int) -> None:
@@ -185,15 +206,97 @@ def test_long_queues_stay_in_order_across_blocks(length: int, step: int) -> None
     ]
     apply(state, submits, Now(1, 0))
     claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
-    claimed = [answer.job_id for answer in apply(state, [claim] * length, Now(1, 0)).answers]
-    assert claimed == [f"j{n}" for n in range(length)]
-    gone = set(claimed[::step])
+    ids = [f"j{n}" for n in range(length)]
+    assert claimed_ids(apply(state, [claim] * length, Now(1, 0))) == ids
+    gone = set(ids[::step])
     done = [
-        Mutation(operations.COMPLETE_JOB, models.LeasedJob(job_id=id, worker_id="w"))
-        for id in claimed[::step]
+        Mutation(operations.COMPLETE_JOB, models.LeasedJob(job_id=id, worker_id="w")) for id in ids[::step]
     ]
     apply(state, done, Now(1, 0))
-    left = [id for id in claimed if id not in gone]
+    left = [id for id in ids if id not in gone]
     assert [job["id"] for job in json.loads(write_document(HEADER, state))["jobs"]] == left
-    again = apply(state, [claim] * (len(left) + 1), Now(1, 10)).answers
-    assert [answer.job_id for answer in again] == [*left, None]
+    again = apply(state, [claim] * (len(left) + 1), Now(1, 10))
+    assert claimed_ids(again) == [*left, None]
+
+
+def test_one_long_lease_does_not_make_the_end_of_others_slow() -> None:
+    state = QueueState(RULES)
+    submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1"), max_attempts=10_000))
+    claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
+    apply(state, [replace(submit, new_id="long"), replace(submit, new_id="short"), claim], Now(1, 0))
+    failed = models.FailJob(job_id="short", worker_id="w", error=models.JobError(type="E", message="m"))
+    for _ in range(500):
+        apply(state, [claim], Now(1, 0))
+        apply(state, [Mutation(operations.FAIL_JOB, failed)], Now(1, 0))
+        assert len(state._leases) <= 70
+    assert state.next_lease_deadline() == 10
+
+
+def test_an_error_that_does_not_fit_into_the_store_is_cut_and_the_queue_goes_on() -> None:
+    state = QueueState(Rules(max_document_bytes=3_000))
+    submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1")))
+    claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
+    for number in range(4):
+        apply(state, [replace(submit, new_id=f"j{number}"), claim], Now(1, 0))
+    for number in range(4):
+        error = models.JobError(type="E", message="é" * 5_000)
+        failed = models.FailJob(job_id=f"j{number}", worker_id="w", error=error, retry=False)
+        assert apply(state, [Mutation(operations.FAIL_JOB, failed)], Now(1, 0)).answers == [models.Empty()]
+    document = json.loads(write_document(HEADER, state))
+    assert len(write_document(HEADER, state)) <= 3_000
+    assert [job["lastError"]["message"][:10] for job in document["deadJobs"]] == ["é" * 10] * 4
+
+
+def test_a_long_error_is_kept_as_far_as_8192_characters() -> None:
+    state = QueueState(RULES)
+    submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1")), "j")
+    claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
+    error = models.JobError(type="E" * 300, message="m" * 9_000)
+    failed = models.FailJob(job_id="j", worker_id="w", error=error, retry=False)
+    apply(state, [submit, claim], Now(1, 0))
+    apply(state, [Mutation(operations.FAIL_JOB, failed)], Now(1, 0))
+    [dead] = state.dead
+    assert dead.view().error == models.JobError(type="E" * 256, message="m" * 8_192)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "field"),
+    [
+        (models.ClaimJob(worker_id="w" * 1_025), "workerId"),
+        (models.ClaimJob(worker_id="w", types=("t",) * 1_001), "types"),
+    ],
+)
+def test_a_claim_has_limits(request_of: models.ClaimJob, field: str) -> None:
+    [answer] = apply(QueueState(RULES), [Mutation(operations.CLAIM_JOB, request_of)], Now(1, 0)).answers
+    assert isinstance(answer, BrokerProtocolError)
+    assert answer.field == field
+
+
+def test_a_heartbeat_and_an_end_in_the_batch_in_which_the_lease_expires_still_count() -> None:
+    state = QueueState(RULES)
+    submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1")))
+    claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
+    apply(state, [replace(submit, new_id=id) for id in "abcd"] + [claim] * 4, Now(1, 0))
+    lease = {id: models.LeasedJob(job_id=id, worker_id="w") for id in "abcd"}
+    batch = [
+        Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="other")),
+        Mutation(operations.HEARTBEAT, lease["b"]),
+        Mutation(operations.COMPLETE_JOB, lease["c"]),
+    ]
+    claimed, beat, done = apply(state, batch, Now(1, 10)).answers
+    assert (beat, done) == (models.Empty(), models.Empty())
+    assert isinstance(claimed, models.ClaimedJob)
+    assert claimed.job_id == "a"  # it and d had expired
+    assert (state.in_progress, state.unclaimed, state.completed_total) == (2, 1, 1)
+
+
+def test_a_listing_shows_a_heartbeat_and_is_made_once_for_all_who_ask_before_the_next_change() -> None:
+    state = QueueState(RULES)
+    submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1")), "j")
+    claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
+    first, second = apply(state, [submit, claim, LIST, LIST], Now(1, 0)).answers[2:]
+    assert first is second
+    apply(state, [Mutation(operations.HEARTBEAT, models.LeasedJob(job_id="j", worker_id="w"))], Now(2, 0))
+    [listed] = apply(state, [LIST], Now(2, 0)).answers
+    assert isinstance(listed, models.JobList)
+    assert [job.heartbeat for job in listed.jobs] == [2]

@@ -202,9 +202,10 @@ async def test_rest_is_lenient_where_it_must_be(http: httpx.AsyncClient) -> None
     charset = {"content-type": "application/json; charset=utf-8"}
     nulls = b'{"payload":null,"type":null,"maxAttempts":null,"colour":"red"}'
     assert (await http.post("/v1/jobs", content=nulls, headers=charset)).status_code == 200
+    no_types: list[str] = []
     claims = [
         (await http.post("/v1/jobs/claim", json={"workerId": "w", "types": types})).json()
-        for types in (None, [], None)
+        for types in (None, no_types, None)
     ]
     assert [claim.get("payload", "absent") for claim in claims] == [[1, 2], None, "absent"]
     assert claims[2] == {}
@@ -349,6 +350,7 @@ async def test_ws_frames_of_all_kinds(socket: ClientConnection) -> None:
     assert (await receive(socket))["result"]["total"] == 3
     await socket.send('{"id":2,"method":"getStats"}')
     assert (await receive(socket))["ok"] is True
+    assert socket.response is not None
     assert "permessage-deflate" in (socket.response.headers.get("sec-websocket-extensions") or "")
 
 
@@ -432,4 +434,5 @@ async def test_openapi_is_valid_and_has_every_operation(http: httpx.AsyncClient)
         for path, verbs in document["paths"].items()
         for verb, entry in verbs.items()
     }
-    assert found == PATHS
+    pages = {"health": "/healthz", "state": "/state", "throttleStats": "/v1/throttle-stats"}
+    assert found == PATHS | {name: ("GET", path) for name, path in pages.items()}

@@ -68,7 +68,7 @@ class RecordingService:
         async with asyncio.timeout(10), self._has_called:
             await self._has_called.wait_for(fact)
 
-    def document(self) -> bytes:
+    async def document(self) -> bytes:
         if self.document_error is not None:
             raise self.document_error
         return b'{"jobs":[]}'
@@ -94,10 +94,10 @@ class Front:
 
 
 @asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[Front]:
+async def serving(app: Any, *, receive_timeout: float = 30.0) -> AsyncIterator[Front]:
     """Serve an ASGI application on a free port of the loopback."""
     with bind("127.0.0.1", 0) as sock:
-        listener = Listener(app, sock)
+        listener = Listener(app, sock, receive_timeout=receive_timeout)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(listener.serve())
             await listener.wait_started()
@@ -111,6 +111,25 @@ def front_app(
     service: RecordingService, *, allow_origins: list[str] | None = None, limit: int = LIMIT
 ) -> BrokerApp:
     return BrokerApp(service, origins=Origins(allow_origins), max_request_bytes=limit)
+
+
+HANDSHAKE = (
+    b"GET /v1/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+"""To be followed by further headers and an empty line."""
+
+
+def frame(payload: bytes, *, is_deflated: bool = False) -> bytes:
+    """A text message of a client in one frame, its mask all zeros."""
+    size = len(payload)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    elif size < 65536:
+        length = bytes((0x80 | 126,)) + size.to_bytes(2, "big")
+    else:
+        length = bytes((0x80 | 127,)) + size.to_bytes(8, "big")
+    return bytes((0x81 | (0x40 if is_deflated else 0),)) + length + bytes(4) + payload
 
 
 async def raw_exchange(host: str, data: bytes) -> bytes:

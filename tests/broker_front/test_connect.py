@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import logging
+import time
+import tracemalloc
 from typing import Any
 
 import httpx
 import pytest
 from broker_front.support import JSON, RPC, Front, RecordingService, front_app, raw_exchange, serving
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
 
+from osqueue_broker.connect_codec import OneMemberGzip
 from osqueue_client import models, wire_proto
 from osqueue_client.errors import LeaseLostError, QueueFullError
 from osqueue_client.operations import OPERATIONS, AnyOperation
@@ -90,9 +96,89 @@ async def test_bad_queries(http: httpx.AsyncClient, query: str, code: str) -> No
     assert (await http.get("/healthz")).status_code == 200
 
 
-async def test_bad_encoding_of_a_get(http: httpx.AsyncClient) -> None:
-    answer = await http.get(f"{RPC}/ListDead?encoding=xml&message=x")
-    assert answer.status_code == 415
+@pytest.mark.parametrize(
+    ("query", "given"), [("encoding=xml&message=x", "xml"), ("message=x", "none"), ("", "none")]
+)
+async def test_bad_encoding_of_a_get(http: httpx.AsyncClient, query: str, given: str) -> None:
+    message = assert_refused(await http.get(f"{RPC}/ListDead?{query}"), 415, "invalid_argument")["message"]
+    assert message.endswith(f"must be proto or json, not {given}")
+
+
+async def test_a_content_type_on_a_get_says_nothing(http: httpx.AsyncClient) -> None:
+    for kind in ("application/grpc", "application/connect+json", "application/json"):
+        answer = await http.get(f"{RPC}/GetStats?encoding=json&message={{}}", headers={"content-type": kind})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+
+
+async def test_parameters_of_a_content_type_change_nothing(http: httpx.AsyncClient) -> None:
+    request = wire_proto.messages_of(OPERATIONS[1]).request(worker_id="w").to_binary()
+    for kind in ("application/proto; x=1", "Application/Proto;charset=utf-8"):
+        for rpc, body, status in (
+            ("GetStats", b"", 200),
+            ("ClaimJob", request, 200),
+            ("ClaimJob", b'{"a":1}', 400),
+        ):
+            answer = await http.post(f"{RPC}/{rpc}", content=body, headers={"content-type": kind})
+            assert answer.status_code == status
+            assert answer.headers["content-type"] == (
+                "application/proto" if status == 200 else "application/json"
+            )
+    answer = await http.post(
+        f"{RPC}/GetStats", content=b"{}", headers={"content-type": "application/json;x=1"}
+    )
+    assert answer.json()["total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        (gzip.compress(b"") * 50_000, "more than one member"),
+        (gzip.compress(b'{"workerId":"w"}') + gzip.compress(b""), "more than one member"),
+        (gzip.compress(b'{"workerId":"w"}') + b"\0", "more than one member"),
+        (gzip.compress(b'{"workerId":"w"}')[:-1], "too early"),
+        (gzip.compress(b'{"workerId":"w"}')[:10], "too early"),
+    ],
+    ids=["tiny", "two", "garbage", "cut", "head"],
+)
+async def test_gzip_of_anything_but_one_whole_member(
+    http: httpx.AsyncClient, packed: bytes, said: str
+) -> None:
+    started = time.process_time()
+    answer = await http.post(f"{RPC}/ClaimJob", content=packed, headers={**JSON, "content-encoding": "gzip"})
+    assert time.process_time() - started < 1
+    assert said in assert_refused(answer, 400, "invalid_argument")["message"]
+
+
+def test_unpacking_stops_at_the_limit() -> None:
+    bomb = gzip.compress(b"A" * 100_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConnectError) as refused:
+            OneMemberGzip().decompress(bomb, 1_000_000)
+        assert refused.value.code == Code.RESOURCE_EXHAUSTED
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    whole = gzip.compress(b"A" * 1_000_000)
+    assert len(OneMemberGzip().decompress(whole, 1_000_000)) == 1_000_000
+    assert len(OneMemberGzip().decompress(bomb)) == 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("rpc", "body", "field"),
+    [
+        ("ClaimJob", r'{"workerId":"\ud800"}', "workerId"),
+        ("FailJob", r'{"jobId":"x","workerId":"w","error":{"message":"\ud800 so"}}', "error.message"),
+        ("SubmitJob", json.dumps({"payload": base64.b64encode(rb'{"a":"\udc00"}').decode()}), "payload.a"),
+    ],
+)
+async def test_half_a_surrogate_pair_is_called_so_under_its_field(
+    http: httpx.AsyncClient, rpc: str, body: str, field: str
+) -> None:
+    answer = await http.post(f"{RPC}/{rpc}", content=body, headers=JSON)
+    fields = assert_refused(answer, 400, "invalid_argument")
+    assert "lone surrogate" in fields["message"]
+    assert fields["field"] == field
 
 
 @pytest.mark.parametrize("path", ["Nothing", "", "submitJob", "SubmitJob/"])
@@ -139,6 +225,8 @@ async def test_bad_headers(http: httpx.AsyncClient, headers: dict[str, Any]) -> 
     answer = await http.post(f"{RPC}/GetStats", content=b"", headers={**PROTO, **headers})
     message = assert_refused(answer, 400, "invalid_argument")["message"]
     assert next(iter(headers)) in message
+    if "connect-timeout-ms" in headers:
+        assert "at most 10 digits" in message
 
 
 @pytest.mark.parametrize(
@@ -226,7 +314,8 @@ async def test_a_fault_of_ours_is_logged_once_and_told_to_nobody(
 async def test_an_answer_that_cannot_be_written_is_told_to_nobody(
     http: httpx.AsyncClient, service: RecordingService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service.answers[models.QueueStats] = models.QueueStats(total="x", unclaimed=0, in_progress=0)  # type: ignore[arg-type]
+    wrong: Any = "x"
+    service.answers[models.QueueStats] = models.QueueStats(total=wrong, unclaimed=0, in_progress=0)
     with caplog.at_level(logging.CRITICAL):
         answer = await http.post(f"{RPC}/GetStats", json={})
     assert_refused(answer, 500, "internal", "EngineStateError")

@@ -6,7 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from broker_front.support import RecordingService, front_app, serving
 from openapi_spec_validator import validate
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from osqueue_client.operations import OPERATIONS, AnyOperation
 
@@ -28,7 +31,7 @@ async def test_every_operation_has_its_row(document: dict[str, Any], operation: 
     assert entry["operationId"] == operation.name
     assert entry["summary"] == operation.summary
     assert str(operation.success_status) in entry["responses"]
-    for status in ("400", "429", "500", "503"):
+    for status in ("400", "408", "429", "431", "500", "503", *(() if operation.is_read else ("413", "415"))):
         content = entry["responses"][status]["content"]["application/json"]
         assert content["schema"] == {"$ref": "#/components/schemas/Error"}
         assert content["example"]["_tag"]
@@ -36,6 +39,27 @@ async def test_every_operation_has_its_row(document: dict[str, Any], operation: 
     assert operation.is_read == ("requestBody" not in entry)
     if operation.names_job:
         assert "jobId" not in document["components"]["schemas"][operation.request.__name__]["properties"]
+
+
+async def test_every_page_has_its_row(document: dict[str, Any], http: httpx.AsyncClient) -> None:
+    for path, statuses in (
+        ("/healthz", {"200", "408", "431"}),
+        ("/state", {"200", "408", "429", "431", "500", "503"}),
+        ("/v1/throttle-stats", {"200", "408", "431", "500", "503"}),
+    ):
+        entry = document["paths"][path]["get"]
+        assert entry["operationId"]
+        assert entry["responses"].keys() == statuses
+        assert (await http.get(path)).status_code == 200
+
+
+async def test_the_server_is_where_the_application_is_mounted(service: RecordingService) -> None:
+    app = Starlette(routes=[Mount("/deep/queue", app=front_app(service)), Mount("/", app=front_app(service))])
+    async with serving(app) as front, httpx.AsyncClient(base_url=front.http, trust_env=False) as http:
+        for path, url in (("/openapi.json", "/"), ("/deep/queue/openapi.json", "/deep/queue")):
+            document = (await http.get(path)).json()
+            validate(document)
+            assert document["servers"] == [{"url": url}]
 
 
 async def test_errors_and_examples_are_those_that_are_answered(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 
 import httpx
+import msgspec
 import pytest
 from broker_front.support import JSON, Front, RecordingService, front_app, raw_exchange, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from osqueue_client import models, wire_json, wire_proto
 from osqueue_client.errors import BrokerLeadershipError, OsqueueError, QueueFullError, StorageBackendError
-from osqueue_client.operations import OPERATIONS
+from osqueue_client.models import Model
+from osqueue_client.operations import OPERATIONS, AnyOperation
 
 SECRET = "secret-of-the-store"
 
@@ -23,7 +27,7 @@ def concrete(path: str) -> str:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 async def test_every_operation_of_the_table_is_served(
-    http: httpx.AsyncClient, service: RecordingService, operation: object
+    http: httpx.AsyncClient, service: RecordingService, operation: AnyOperation
 ) -> None:
     body = {"workerId": "w", "error": {"type": "E", "message": "m"}}
     answer = await http.request(
@@ -46,7 +50,9 @@ async def test_the_job_id_of_the_path_wins_over_that_of_the_body(
 ) -> None:
     answer = await http.post("/v1/jobs/a/heartbeat", json={"jobId": "b", "workerId": "w"})
     assert answer.status_code == 204
-    assert service.calls[0][1].job_id == "a"
+    [(_, request)] = service.calls
+    assert isinstance(request, models.LeasedJob)
+    assert request.job_id == "a"
 
 
 async def test_health_does_not_ask_the_service_and_get_routes_take_head(
@@ -240,3 +246,100 @@ async def test_the_front_works_below_a_prefix(service: RecordingService) -> None
         assert answer.json()["total"] == 1
         answer = await http.post("/osqueue.v1.QueueService/Nothing", json={})
         assert (answer.status_code, answer.json()["code"]) == (404, "unimplemented")
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({**JSON, "content-encoding": "gzip"}, "content-encoding must be identity, not gzip"),
+        ({**JSON, "content-encoding": ""}, "not empty"),
+        ({"content-type": ""}, "application/json, not empty"),
+        ({"content-type": "text/plain"}, "application/json, not text/plain"),
+    ],
+)  # fmt: skip
+async def test_what_a_body_must_not_be_is_said(
+    http: httpx.AsyncClient, service: RecordingService, headers: dict[str, str], said: str
+) -> None:
+    answer = await http.post("/v1/jobs", content=gzip.compress(b'{"payload":1}'), headers=headers)
+    assert (answer.status_code, answer.json()["_tag"]) == (415, "BrokerProtocolError")
+    assert said in answer.json()["message"]
+    assert ("accept-encoding" in answer.headers) == ("content-encoding" in headers)
+    assert service.calls == []
+
+
+async def test_the_identity_encoding_is_none(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/jobs", json={"payload": 1}, headers={"content-encoding": "identity"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_websocket_path_asks_for_an_upgrade(http: httpx.AsyncClient, method: str) -> None:
+    answer = await http.request(method, "/v1/ws")
+    assert answer.status_code == 426
+    assert answer.headers["upgrade"] == "websocket"
+    if method == "GET":
+        assert answer.json()["_tag"] == "BrokerProtocolError"
+    assert (await http.post("/v1/ws", json={})).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/jobs", r'{"payload":"\ud800"}', "payload"),
+        ("/v1/jobs", r'{"payload":{"a":["b","\uDFFF and more"]}}', "payload.a"),
+        ("/v1/jobs/claim", r'{"workerId":"\ud800\u0041"}', "workerId"),
+        ("/v1/jobs/x/fail", r'{"workerId":"w","error":{"type":"t","message":"\udc00\ud800"}}', "error.message"),
+        ("/v1/jobs", r'{"payload":1,"\ud800":2}', None),
+    ],
+)  # fmt: skip
+async def test_half_a_surrogate_pair_is_called_so_under_its_field(
+    http: httpx.AsyncClient, path: str, body: str, field: str | None
+) -> None:
+    answer = await http.post(path, content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["_tag"] == "BrokerProtocolError"
+    assert "lone surrogate" in answer.json()["message"]
+    assert answer.json().get("field") == field
+
+
+async def test_whole_pairs_and_escaped_backslashes_are_taken_and_other_faults_keep_their_names(
+    http: httpx.AsyncClient,
+) -> None:
+    good = r'{"payload":"\ud83d\ude00 \\ud800"}'
+    assert (await http.post("/v1/jobs", content=good, headers=JSON)).status_code == 200
+    for bad in (r'{"payload":"\ud83d\ude00",}', r'{"payload":1,"type":5,"x":"\ud800"}'):
+        answer = await http.post("/v1/jobs", content=bad, headers=JSON)
+        assert answer.status_code == 400
+        assert "surrogate" not in answer.json()["message"]
+
+
+async def test_a_list_is_encoded_once_until_it_changes(
+    service: RecordingService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    convert = wire_proto.response_to_message
+
+    def counted(operation: AnyOperation, answer: Model) -> object:
+        made.append("connect")
+        return convert(operation, answer)
+
+    class CountingEncoder:
+        def encode(self, model: object) -> bytes:
+            made.append("rest")
+            return msgspec.json.encode(model)
+
+    monkeypatch.setattr(wire_proto, "response_to_message", counted)
+    monkeypatch.setattr(wire_json, "_encoder", CountingEncoder())
+    job = models.JobInfo(id="a", status="unclaimed", created_at=0, attempts=0, max_attempts=0, heartbeat=0)
+    listing = models.JobList(jobs=(job,), total=1, unclaimed=1, in_progress=0)
+    async with serving(front_app(service)) as front, httpx.AsyncClient(trust_env=False) as http:
+        for total in (1, 2):
+            for _ in range(3):
+                # The service gives a new object to each, around the same jobs.
+                service.answers[models.JobList] = msgspec.structs.replace(listing, total=total)
+                assert (await http.get(f"{front.http}/v1/jobs")).json()["total"] == total
+                answer = await http.post(f"{front.http}/osqueue.v1.QueueService/ListJobs", json={})
+                assert answer.json()["total"] == total
+                assert answer.json()["jobs"][0]["id"] == "a"
+            assert sorted(made) == ["connect", "rest"]
+            made.clear()

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from broker_front.support import Front, RecordingService, front_app, serving
+from broker_front.support import HANDSHAKE, Front, RecordingService, frame, front_app, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from osqueue_broker.websocket import MAX_IN_FLIGHT
-from osqueue_client import models
+from osqueue_broker.connection import PiecewiseWebSocketProtocol
+from osqueue_broker.transport import Texts
+from osqueue_broker.websocket import MAX_BYTES_IN_FLIGHT, MAX_IN_FLIGHT, WebSocketEndpoint
+from osqueue_client import models, wire_json
 from osqueue_client.errors import LeaseLostError, QueueFullError
 
 STATS = '{"id":%d,"method":"getStats"}'
@@ -136,14 +141,10 @@ async def test_a_peer_that_does_not_read_is_kept_waiting_and_harms_nobody(
     asked = 200
     host, _, port = front.host.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=4096)  # stops reading soon
-    writer.write(
-        b"GET /v1/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    writer.write(HANDSHAKE + b"\r\n")
     async with asyncio.timeout(30):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-        body = b'{"id":1,"method":"listJobs"}'
-        writer.write((b"\x81" + bytes((0x80 | len(body),)) + bytes(4) + body) * asked)
+        writer.write(frame(b'{"id":1,"method":"listJobs"}') * asked)
         await service.until(lambda: len(service.calls) > 2)
         for _ in range(100):  # as many turns as it would need to make every answer
             assert (await http.get("/healthz")).status_code == 200
@@ -152,6 +153,158 @@ async def test_a_peer_that_does_not_read_is_kept_waiting_and_harms_nobody(
         while received < asked * 1_000_000:
             received += len(await reader.read(2**20))
     assert len(service.calls) == asked
+    writer.close()
+
+
+class Peer:
+    """A peer at the ASGI seam that sends without end and reads nothing."""
+
+    def __init__(self, endpoint: WebSocketEndpoint, make: Any) -> None:
+        self.sent = 0
+        self._make = make
+        self._endpoint = endpoint
+        self._never = asyncio.Event()
+
+    async def receive(self) -> Any:
+        if self.sent == 0:
+            self.sent = 1
+            return {"type": "websocket.connect"}
+        await asyncio.sleep(0)
+        self.sent += 1
+        return {"type": "websocket.receive", "bytes": self._make(self.sent)}
+
+    async def send(self, message: Any) -> None:
+        if message["type"] != "websocket.accept":
+            await self._never.wait()
+
+    async def sent_in_all(self) -> int:
+        """Let the endpoint run until it reads no more, and return how many messages it has read."""
+        task = asyncio.ensure_future(self._endpoint({"type": "websocket"}, self.receive, self.send))
+        async with asyncio.timeout(30):
+            before = -1
+            while self.sent != before:
+                before = self.sent
+                for _ in range(20):
+                    await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return self.sent - 1
+
+
+async def test_messages_over_the_limit_are_not_kept_while_their_refusals_wait(
+    service: RecordingService,
+) -> None:
+    peer = Peer(WebSocketEndpoint(service, 1000, Texts()), lambda n: b'{"id":"%d","x":"' % n + b"x" * 100_000)
+    tracemalloc.start()
+    try:
+        assert await peer.sent_in_all() == MAX_IN_FLIGHT
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert service.calls == []
+
+
+async def test_what_is_under_way_is_bounded_by_its_bytes(service: RecordingService) -> None:
+    service.gate.clear()
+    size = 500_000
+    body = b'{"id":1,"method":"submitJob","params":{"payload":"' + b"x" * size + b'"}}'
+    peer = Peer(WebSocketEndpoint(service, 1_000_000, Texts()), lambda _: body)
+    assert await peer.sent_in_all() == MAX_BYTES_IN_FLIGHT // size + 1
+    assert service.cancelled == len(service.calls) == peer.sent - 1
+
+
+@pytest.mark.parametrize(("method", "calls"), [("listJobs", 1), ("claimJob", MAX_IN_FLIGHT)])
+async def test_one_answer_is_made_at_a_time_and_one_list_is_asked_for(
+    service: RecordingService, monkeypatch: pytest.MonkeyPatch, method: str, calls: int
+) -> None:
+    made: list[object] = []
+
+    def encode(model: models.Model) -> bytes:
+        made.append(model)
+        return b"{}"
+
+    monkeypatch.setattr(wire_json, "encode", encode)
+    text = b'{"id":1,"method":"%b","params":{"workerId":"w"}}' % method.encode()
+    peer = Peer(WebSocketEndpoint(service, 1000, Texts(wire_json.encode)), lambda _: text)
+    assert await peer.sent_in_all() == MAX_IN_FLIGHT
+    assert (len(service.calls), len(made)) == (calls, 1)
+
+
+async def test_a_long_id_of_a_message_over_the_limit_is_not_kept_either(
+    socket: ClientConnection,
+) -> None:
+    for id, kept in (('"x"', "x"), ('"' + "x" * 2000 + '"', None)):
+        answer = await ask(socket, '{"id":%s,"y":"%s"}' % (id, "y" * 1_100_000))  # noqa: UP031
+        assert (answer["id"], answer["error"]["_tag"]) == (kept, "RequestTooLargeError")
+
+
+async def test_deflated_messages_are_unpacked_a_few_at_a_time() -> None:
+    """One read of 256 KiB may hold 256 MiB of them."""
+    has_ended = asyncio.Event()
+
+    async def takes_none(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await has_ended.wait()
+
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
+    message = deflate.compress(b" " * 4_000_000) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    async with serving(takes_none) as front, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*front.listener.address)
+        writer.write(HANDSHAKE + b"sec-websocket-extensions: permessage-deflate\r\n\r\n")
+        assert b"permessage-deflate" in await reader.readuntil(b"\r\n\r\n")
+        [connection] = front.listener._server.server_state.connections
+        assert isinstance(connection, PiecewiseWebSocketProtocol)
+        tracemalloc.start()
+        try:
+            writer.write(frame(message[:-4], is_deflated=True) * 15)
+            while connection.queue.empty():
+                await asyncio.sleep(0)
+            assert 0 < connection.queue.qsize() < 15
+            assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        finally:
+            tracemalloc.stop()
+        has_ended.set()
+        writer.close()
+
+
+async def test_half_a_surrogate_pair_is_called_so_under_its_field(socket: ClientConnection) -> None:
+    for text, field in (
+        ('{"id":1,"method":"claimJob","params":{"workerId":"\\ud800"}}', "workerId"),
+        ('{"id":1,"method":"submitJob","params":{"payload":["a\\uDC00"]}}', "payload"),
+    ):
+        error = (await ask(socket, text))["error"]
+        assert (error["_tag"], error["field"]) == ("BrokerProtocolError", field)
+        assert "lone surrogate" in error["message"]
+    pair = '{"id":1,"method":"submitJob","params":{"payload":"\\ud83d\\ude00 \\\\ud800"}}'
+    assert (await ask(socket, pair))["ok"] is True
+
+
+async def test_a_drain_that_is_given_up_leaves_a_peer_that_does_not_read_to_the_listener(
+    front: Front, service: RecordingService, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = models.JobInfo(
+        id="x" * 5_000_000, status="unclaimed", created_at=0, attempts=0, max_attempts=0, heartbeat=0
+    )
+    service.answers[models.JobList] = models.JobList(jobs=(job,), total=1, unclaimed=1, in_progress=0)
+    reader, writer = await asyncio.open_connection(*front.listener.address, limit=4096)
+    writer.write(HANDSHAKE + b"\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(frame(b'{"id":1,"method":"listJobs"}') * 25)
+    await service.until(lambda: len(service.calls) == 2)  # the first answer is made, and not read
+    async with connect(front.ws, proxy=None) as reading, asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await front.app.drain()
+        with pytest.raises(ConnectionClosed) as closed:
+            await reading.recv()  # who reads has been told meanwhile
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+        with caplog.at_level(logging.WARNING):
+            await front.stop(0.2)
+        assert caplog.records == []
+    assert len(service.calls) < 25
     writer.close()
 
 

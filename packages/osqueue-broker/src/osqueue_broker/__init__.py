@@ -1,8 +1,9 @@
 """The broker of osqueue: a job queue whose only infrastructure is an object store."""
 
-from osqueue_storage import FileBackend, MemoryBackend, StorageBackend, open_storage
+from osqueue_storage import FileBackend, MemoryBackend, StorageBackend, ThrottledStorageBackend, open_storage
 
-from .server import BrokerServer, MountedBroker, create_app
+from .mounted import MountedBroker, create_app
+from .server import BrokerServer
 from .settings import BrokerSettings
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MemoryBackend",
     "MountedBroker",
     "StorageBackend",
+    "ThrottledStorageBackend",
     "create_app",
     "open_storage",
 ]

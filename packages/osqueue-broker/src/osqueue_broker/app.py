@@ -13,10 +13,10 @@ from osqueue_client.operations import SERVICE_NAME
 from . import rest
 from .connect import ConnectApplication
 from .origins import CrossOrigin, Origins
-from .rest import Service
+from .rest import WEBSOCKET_PATH
+from .transport import Service, Texts
 from .websocket import WebSocketEndpoint
 
-WEBSOCKET_PATH: Final = "/v1/ws"
 _CONNECT_PREFIX: Final = f"/{SERVICE_NAME}/"
 
 
@@ -24,9 +24,10 @@ class BrokerApp:
     """The composed application, to serve or to mount below any path. `drain` ends its WebSocket sessions."""
 
     def __init__(self, service: Service, *, origins: Origins, max_request_bytes: int) -> None:
-        self._websocket = WebSocketEndpoint(service, max_request_bytes)
+        texts = Texts()
+        self._websocket = WebSocketEndpoint(service, max_request_bytes, texts)
         dispatch = _Dispatch(
-            rest.endpoints(service, max_request_bytes),
+            rest.endpoints(service, max_request_bytes, texts),
             ConnectApplication(service, max_request_bytes),
             self._websocket,
         )
@@ -36,7 +37,10 @@ class BrokerApp:
         await self._app(scope, receive, send)
 
     async def drain(self) -> None:
-        """Take no more WebSocket requests, answer those that were read, and close every session with 1012."""
+        """Take no more WebSocket requests, answer those that were read, and close every session with 1012.
+
+        It waits for peers to read their answers: cancel it when that takes too long, and close the connections.
+        """
         await self._websocket.drain()
 
 

@@ -9,46 +9,47 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Final
 
 import uvloop
 
-from osqueue_client.errors import OsqueueError
-from osqueue_storage import open_storage
+from osqueue_client.errors import ConfigError, OsqueueError
+from osqueue_storage import StorageBackend, ThrottledStorageBackend, open_storage
 
+from .addresses import checked_port
+from .allocator import keep_freed_bodies
 from .server import BrokerServer
+from .settings import BrokerSettings
+
+logger = logging.getLogger("osqueue.broker")
 
 _DEFAULT_STORAGE: Final = "file:./.osqueue"
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_BOOLEANS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a broker until SIGINT or SIGTERM; return the exit status."""
-    parser = _parser()
+    parser = _parser(os.environ)  # noqa: TID251  # its one home
     options = parser.parse_args(argv)
-    if options.log_level not in _LOG_LEVELS:  # argparse does not check what comes from the environment
-        parser.error(f"OSQUEUE_LOG_LEVEL must be one of {', '.join(_LOG_LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if not _is_loopback(options.host):
-        print(
-            f"warning: listening on {options.host} without authentication: whoever reaches this port may submit, "
-            "claim and read jobs",
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            "listening on %s without authentication: whoever reaches this port may submit, claim and read jobs",
+            options.host,
         )
     try:
+        keep_freed_bodies()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(options))
     except OSError as error:
-        print(
-            f"osqueue-broker: cannot listen on {options.host}:{options.port}: {error.strerror or error}",
-            file=sys.stderr,
-        )
+        print(f"osqueue-broker: {error.strerror or error}", file=sys.stderr)
         return 1
     except OsqueueError as error:
         print(f"osqueue-broker: {error.tag}: {error.message}", file=sys.stderr)
@@ -57,41 +58,160 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    async with open_storage(options.storage) as storage:
+    async with _storage(options) as storage:
         server = BrokerServer(
             storage=storage,
             host=options.host,
             port=options.port,
             advertise=options.advertise,
             allow_origins=options.allow_origin,
+            settings=BrokerSettings(probe_storage=options.storage_probe),
         )
         await server.run(on_started=lambda: print(f"Broker listening on {server.address}", flush=True))
 
 
-def _parser() -> argparse.ArgumentParser:
-    environment = os.environ  # noqa: TID251  # its one home
+def _storage(options: argparse.Namespace) -> StorageBackend:
+    storage = open_storage(options.storage)
+    limits = {
+        "reads_per_minute": options.reads_per_minute,
+        "writes_per_minute": options.writes_per_minute,
+        "writes_per_day": options.writes_per_day,
+    }
+    return storage if set(limits.values()) == {None} else ThrottledStorageBackend(storage, **limits)
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="osqueue-broker",
         description="Lead a job queue that lives in an object store, over REST, WebSocket and Connect.",
-        epilog="Each option is also an environment variable: OSQUEUE_STORAGE, OSQUEUE_HOST, OSQUEUE_PORT, "
-        "OSQUEUE_ADVERTISE, OSQUEUE_ALLOW_ORIGIN (a comma between several), OSQUEUE_LOG_LEVEL.",
+        epilog="Each option is also an environment variable: OSQUEUE_PORT for --port, OSQUEUE_ALLOW_ORIGIN for "
+        "--allow-origin (a comma between several), OSQUEUE_STORAGE_PROBE=false for --no-storage-probe. "
+        "What stands on the command line counts.",
     )
-    parser.add_argument("--storage", metavar="URL", default=environment.get("OSQUEUE_STORAGE", _DEFAULT_STORAGE),
-                        help="where the queue lives (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--host", default=environment.get("OSQUEUE_HOST", "127.0.0.1"),
-                        help="address to listen on (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--port", type=int, default=environment.get("OSQUEUE_PORT", "8080"),
-                        help="port to listen on, 0 for any free one (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--advertise", metavar="HOST:PORT", default=environment.get("OSQUEUE_ADVERTISE"),
-                        help="address at which others reach this broker (default: what it listens on)")  # fmt: skip
-    origins = environment.get("OSQUEUE_ALLOW_ORIGIN")
-    parser.add_argument("--allow-origin", metavar="ORIGIN", action="append",
-                        default=origins.split(",") if origins else None,
-                        help="web origin that may call, repeatable, * for any (default: this machine's)")  # fmt: skip
-    parser.add_argument("--log-level", default=environment.get("OSQUEUE_LOG_LEVEL", "info"),
-                        choices=_LOG_LEVELS,
-                        help="least severe log line to write (default: %(default)s)")  # fmt: skip
+    add = _Options(parser, environment)
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and exit"
+    )
+    add("--storage", str, _DEFAULT_STORAGE, "where the queue lives (default: %(default)s)", metavar="URL")
+    add("--host", str, "127.0.0.1", "address to listen on (default: %(default)s)")
+    add("--port", _port, 8080, "port to listen on, 0 for any free one (default: %(default)s)")
+    add("--advertise", str, None, "address at which others reach this broker (default: what it listens on)",
+        metavar="HOST:PORT")  # fmt: skip
+    add("--allow-origin", str, None, "web origin that may call, repeatable, * for any (default: this machine's)",
+        metavar="ORIGIN", repeatable=True)  # fmt: skip
+    add(
+        "--reads-per-minute",
+        float,
+        None,
+        "most reads of the store in a minute (default: no limit)",
+        metavar="N",
+    )
+    add(
+        "--writes-per-minute",
+        float,
+        None,
+        "most writes to the store in a minute (default: no limit)",
+        metavar="N",
+    )
+    add("--writes-per-day", int, None, "writes free of the limit per minute, each day by UTC (default: none)",
+        metavar="N")  # fmt: skip
+    add(
+        "--storage-probe",
+        _boolean,
+        True,
+        "try at start whether the store honours conditional writes (default: yes)",
+    )
+    add("--log-level", str.lower, "info", "least severe log line to write (default: %(default)s)",
+        choices=_LOG_LEVELS)  # fmt: skip
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print(parser.prog, version("osqueue-broker"))
+        parser.exit()
+
+
+class _Options:
+    """Adds options to a parser, each with its environment variable, which is checked as the option is."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+        self._parser = parser
+        self._environment = environment
+
+    def __call__(
+        self,
+        name: str,
+        parse: Callable[[str], object],
+        default: object,
+        help: str,
+        *,
+        metavar: str | None = None,
+        choices: Sequence[str] | None = None,
+        repeatable: bool = False,
+    ) -> None:
+        variable = "OSQUEUE" + name.removeprefix("-").replace("-", "_").upper()
+        if given := self._environment.get(variable, "").strip():
+            texts = [text.strip() for text in given.split(",")] if repeatable else [given]
+            values = [self._parsed(variable, parse, text, choices) for text in texts if text]
+            default = values if repeatable else values[0]
+        if parse is _boolean:
+            self._parser.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=help)
+        elif repeatable:
+            self._parser.add_argument(
+                name, type=parse, action=_Replacing, default=default, help=help, metavar=metavar
+            )
+        else:
+            self._parser.add_argument(
+                name, type=parse, default=default, help=help, metavar=metavar, choices=choices
+            )
+
+    def _parsed(
+        self, variable: str, parse: Callable[[str], object], text: str, choices: Sequence[str] | None
+    ) -> object:
+        try:
+            value = parse(text)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            self._parser.error(f"{variable}: {error}")
+        if choices is not None and value not in choices:
+            self._parser.error(f"{variable} must be one of {', '.join(choices)}")
+        return value
+
+
+class _Replacing(argparse.Action):
+    """Collects the values of a repeatable option; the first one puts the default away."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [values] if given is self.default else [*given, values])
+
+
+def _port(text: str) -> int:
+    try:
+        return checked_port(int(text))
+    except (ValueError, ConfigError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535") from None
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return _BOOLEANS[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
 
 
 class _JsonLines(logging.Formatter):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from typing import Final
 
 from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
 from osqueue_client.models import Model
@@ -13,19 +15,25 @@ from .clock import Clock
 from .document_writer import DocumentWriter, Gone, Landed, Superseded
 from .inbox import Inbox
 from .leadership import Candidate, Term
-from .queue.apply import Mutation, apply
+from .queue.apply import Mutation, answer_without_commit, apply
 from .queue.document import read_header, write_document
 from .queue.rules import Now
 from .settings import BrokerSettings
 
 logger = logging.getLogger("osqueue.broker.commit")
 
+_LONGEST_GATHERING: Final = 0.05
+
+_SHORTEST_TIMER: Final = 0.002
+"""Event loops keep time in milliseconds: what is shorter is waited for by turns of the loop."""
+
 
 class CommitLoop:
     """One task that applies what has arrived, writes what has changed, and answers.
 
     While a write is in flight, the next batch gathers. Without a change nothing is written, save the sign of
-    life. The loop sleeps until a request arrives, a lease expires, or a sign of life is due.
+    life. The loop sleeps until a request arrives, a lease expires, or a sign of life is due. Where writes must
+    be spaced, only what has to be written waits for that.
     """
 
     def __init__(
@@ -35,21 +43,21 @@ class CommitLoop:
         writer: DocumentWriter,
         candidate: Candidate,
         settings: BrokerSettings,
-        write_spacing: float,
         clock: Clock,
     ) -> None:
         self._term = term
         self._writer = writer
         self._candidate = candidate
         self._settings = settings
-        self._write_spacing = write_spacing
         self._clock = clock
         self._inbox = Inbox(settings)
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
         self._served = 0.0
+        self._longest_step = min(settings.broker_heartbeat_interval, settings.heartbeat_timeout / 3)
         self._seen_at = clock.monotonic()
+        self._patience = 0.0
         self.has_ended = asyncio.Event()
         """Set when `run` has ended, for whatever reason."""
 
@@ -78,9 +86,10 @@ class CommitLoop:
         has gone or cannot be read. What waits is answered with the same error.
         """
         try:
-            while len(self._inbox) or not self._stopping:
+            while not self._stopping:
                 await self._wait()
-                await self._run_batch()
+                if not self._stopping:
+                    await self._run_batch(leader=self._candidate.address)
             await self._hand_over()
             self._inbox.close(BrokerLeadershipError("this broker has stopped"))
         except OsqueueError as error:
@@ -96,18 +105,27 @@ class CommitLoop:
 
     # One batch
 
-    async def _run_batch(self) -> None:
+    async def _run_batch(self, *, leader: str | None) -> bool:
+        """Apply what waits, write what has changed, and answer; return whether a commit has landed."""
         now = self._now()
         batch = self._inbox.take()
         applied = apply(self._term.state, [waiting.mutation for waiting in batch], now)
-        if not applied.has_changed and self._is_fresh() and self._sign_of_life_in() > 0:
+        owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
+        if not owes_commit and self._is_fresh():
             self._inbox.answer(applied.answers)
-            return
-        superseded_by = await self._write(broker=self._candidate.address)
-        if superseded_by is None or superseded_by.holds_ours:
+            return False
+        superseded_by = await self._write(broker=leader)
+        has_landed = superseded_by is None or superseded_by.holds_ours
+        if has_landed:
             self._inbox.answer(applied.answers)
-        if superseded_by is not None:
+        if superseded_by is not None and not (has_landed and leader is None):
             await self._end_term(superseded_by.found)
+        return has_landed
+
+    def _answer_quiet(self) -> None:
+        """Answer what never needs a write, from the committed state."""
+        mutations = [waiting.mutation for waiting in self._inbox.take_quiet()]
+        self._inbox.answer(answer_without_commit(self._term.state, mutations, self._now()))
 
     async def _write(self, *, broker: str | None) -> Superseded | None:
         """Write the state; return None when it has landed, else by what it was superseded."""
@@ -116,10 +134,13 @@ class CommitLoop:
             commit_id=self._clock.new_id(), wall_ms=self._clock.wall_ms(), broker=broker
         )
         assert header.stamp is not None
+        began_at = self._clock.monotonic()
         body = write_document(header, term.state)
         sent_at = self._clock.monotonic()
         match await self._writer.replace(body, header.stamp, term.version):
             case Landed(version):
+                landed_at = self._clock.monotonic()
+                self._patience = min(sent_at - began_at + (landed_at - sent_at) / 4, _LONGEST_GATHERING)
                 self._term = Term(term.state, header, version, sent_at, body)
                 return None
             case Superseded() as superseded:
@@ -132,32 +153,35 @@ class CommitLoop:
 
     async def _end_term(self, found: StoredObject) -> None:
         """Never write from this memory again: begin a new term upon what was found if it still names us."""
-        leader = read_header(found.body).broker
-        lost = BrokerLeadershipError(f"the queue is led by {leader or 'nobody'} now", leader=leader)
-        self._inbox.refuse_taken(lost)
-        if leader != self._candidate.address:
-            raise lost
-        logger.warning("document_rewritten", extra={"leader": leader})
-        term = await self._candidate.take_over(found)
-        if not isinstance(term, Term):
-            raise lost
-        self._term = term
+        self._inbox.refuse_taken(_lost_to(read_header(found.body).broker))
+        end: Term | StoredObject = found
+        while not isinstance(end, Term):
+            leader = read_header(end.body).broker
+            if leader != self._candidate.address:
+                raise _lost_to(leader)
+            logger.warning("document_rewritten", extra={"leader": leader})
+            end = await self._candidate.take_over(end)
+        self._term = end
         self._served = 0.0
+        self._seen_at = self._clock.monotonic()
 
     async def _hand_over(self) -> None:
-        """Say in the document that nobody leads, so that the next broker may at once."""
-        if await self._write(broker=None) is None:
-            logger.info("leadership_released", extra={"address": self._candidate.address})
+        """Commit what still waits, and say in the document that nobody leads: the next broker may at once."""
+        has_landed = False
+        while not has_landed:  # if somebody else rewrites the document just now, once more
+            has_landed = await self._run_batch(leader=None)
+        logger.info("leadership_released", extra={"address": self._candidate.address})
 
     # Time
 
     def _now(self) -> Now:
         """Return the moment of this batch. Time in which nobody was served does not count against leases:
 
-        the loop looks at the clock at least once per interval, unless it was paused or a write took longer.
+        while a lease runs the loop looks at the clock at least that often, unless it was paused or a write took
+        longer.
         """
         at = self._clock.monotonic()
-        self._served += min(at - self._seen_at, self._settings.broker_heartbeat_interval)
+        self._served += min(at - self._seen_at, self._longest_step)
         self._seen_at = at
         return Now(self._clock.wall_ms(), self._served)
 
@@ -174,9 +198,10 @@ class CommitLoop:
 
     def _lease_expires_in(self) -> float | None:
         deadline = self._term.state.next_lease_deadline()
-        return (
-            None if deadline is None else deadline - self._served - (self._clock.monotonic() - self._seen_at)
-        )
+        if deadline is None:
+            return None
+        left = deadline - self._served - (self._clock.monotonic() - self._seen_at)
+        return min(left, self._longest_step)
 
     async def _wait(self) -> None:
         """Return when there is something to do, and the store may be written again."""
@@ -185,8 +210,32 @@ class CommitLoop:
             lease = self._lease_expires_in()
             self._set_alarm(due if lease is None else min(due, lease))
             await self._inbox.wait()
-        if self._write_spacing:
-            await asyncio.sleep(self._term.sent_at + self._write_spacing - self._clock.monotonic())
+        while (spacing := self._writer.due_in()) and not self._stopping:
+            if not self._is_fresh():
+                await asyncio.sleep(spacing)
+                break
+            self._answer_quiet()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(spacing, self._longest_step)):
+                    await self._inbox.wait()
+        await self._gather()
+
+    async def _gather(self) -> None:
+        """Give those who were answered just now, and most likely ask again, the time to join this batch.
+
+        Otherwise two groups of callers alternate, and each commit serves half of them. It takes at most what
+        the last commit took to encode and a quarter of what it took to write; and no time when as many wait
+        as there were callers, as with a single one.
+        """
+        end = self._clock.monotonic() + self._patience
+        while self._inbox.lacks_callers and not self._stopping:
+            left = end - self._clock.monotonic()
+            if left <= 0:
+                return
+            if left < _SHORTEST_TIMER:
+                await asyncio.sleep(0)
+            else:
+                await self._inbox.wait_for_callers(left)
 
     def _set_alarm(self, delay: float) -> None:
         """Be woken after `delay` seconds at the latest. An alarm that rings too early does no harm."""
@@ -200,3 +249,7 @@ class CommitLoop:
     def _ring(self) -> None:
         self._alarm = None
         self._inbox.wake()
+
+
+def _lost_to(leader: str | None) -> BrokerLeadershipError:
+    return BrokerLeadershipError(f"the queue is led by {leader or 'nobody'} now", leader=leader)

@@ -1,28 +1,23 @@
 """Connect: one endpoint for each operation of the table, with our errors in its error details.
 
-The protocol is connectrpc's. What it refuses before a call begins (`_refusal`) and every error of a call
-(`_Errors`) are put into the one form that `docs/protocol.md` promises.
+The protocol is connectrpc's. What it would refuse before a call begins is refused here (`_checked`), and every error
+of a call (`_Errors`) is put into the same form, the one that `docs/protocol.md` promises.
 """
 
 from __future__ import annotations
 
 import base64
-import re
-import struct
-import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from connectrpc.code import Code
-from connectrpc.codec import Codec, proto_binary_codec, proto_json_codec
-from connectrpc.compression.gzip import GzipCompression
+from connectrpc.codec import proto_binary_codec, proto_json_codec
 from connectrpc.errors import ConnectError, ErrorDetail
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
-from protobuf import Message
 from protobuf.wkt import Struct
 from starlette.types import Receive, Scope, Send
 
@@ -30,23 +25,31 @@ from osqueue_client import wire_json, wire_proto
 from osqueue_client.errors import (
     BrokerProtocolError,
     OsqueueError,
-    RequestTooLargeError,
     StorageBackendError,
     wire_fields,
 )
+from osqueue_client.models import JobList
 from osqueue_client.operations import OPERATIONS, SERVICE_NAME, AnyOperation
 
-from .rest import HeaderPairs, Service, send_json, unexpected
+from .connect_codec import AnyMessage, JsonMessageCodec, MessageCodec, OneMemberGzip, Unwritten
+from .transport import (
+    NotTaken,
+    NotThere,
+    Service,
+    UnknownMedia,
+    error_headers,
+    refuse_lone_surrogate,
+    send_json,
+    too_large,
+    unexpected,
+)
 
 TAG_HEADER: Final = "osqueue-error"
 """The response header with an error's tag, for clients that do not read error details."""
 
 _CONTENT_TYPES: Final = ("application/proto", "application/json")
 _OPERATIONS: Final = {f"/{SERVICE_NAME}/{operation.rpc}": operation for operation in OPERATIONS}
-_PROTO_FIELD: Final = re.compile(r"for field [\w.]+\.(\w+)")
-_STORED_UP_TO: Final = 1024
 
-AnyMessage = Message[Any]
 Context = RequestContext[AnyMessage, AnyMessage]
 
 
@@ -61,8 +64,8 @@ class ConnectApplication(ConnectASGIApplication[Service]):
             },
             interceptors=[_Errors(max_request_bytes)],
             read_max_bytes=max_request_bytes,
-            compressions=[_Gzip(level=1)],
-            codecs=[_Codec(proto_binary_codec()), _JsonCodec(proto_json_codec())],
+            compressions=[OneMemberGzip(level=1)],
+            codecs=[MessageCodec(proto_binary_codec()), JsonMessageCodec(proto_json_codec())],
         )
 
     @property
@@ -71,11 +74,12 @@ class ConnectApplication(ConnectASGIApplication[Service]):
         return f"/{SERVICE_NAME}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _refusal(scope)
-        if refusal is None:
-            await super().__call__(scope, receive, send)
+        try:
+            scope = _checked(scope)
+        except BrokerProtocolError as error:
+            await _send_refusal(send, error)
         else:
-            await refusal.send(send)
+            await super().__call__(scope, receive, send)
 
     async def _call_unary(
         self,
@@ -114,56 +118,20 @@ def _endpoint(
         stream_type=StreamType.UNARY,
     )
 
-    async def function(message: AnyMessage, ctx: Context, /) -> AnyMessage:
-        request = wire_proto.request_from_message(operation, message)
+    async def function(message: AnyMessage, ctx: Context, /) -> Any:
+        try:
+            request = wire_proto.request_from_message(operation, message)
+        except BrokerProtocolError as error:
+            if error.field == "payload":
+                refuse_lone_surrogate(b'{"payload":%b}' % getattr(message, "payload", b""), operation.name)
+            raise
         answer = await service.call(operation, wire_json.require_job_id(operation, request))
+        if isinstance(answer, JobList):
+            return Unwritten(answer)
         return wire_proto.response_to_message(operation, answer)
 
     handler: Callable[[AnyMessage, Context], Awaitable[AnyMessage]] = function
     return Endpoint.unary(method=method, function=handler)
-
-
-class _Codec(Codec[AnyMessage, AnyMessage]):
-    """A codec of connectrpc that says in our words what is wrong with a message."""
-
-    def __init__(self, codec: Codec[AnyMessage, AnyMessage]) -> None:
-        self._codec = codec
-
-    def name(self) -> str:
-        return self._codec.name()
-
-    def encode(self, message: AnyMessage) -> bytes:
-        try:
-            return self._codec.encode(message)
-        except Exception as error:  # noqa: BLE001  # whatever it is
-            raise ConnectError(Code.INTERNAL, unexpected(error).message) from None  # its own text stays here
-
-    def decode(self, data: bytes | bytearray, message_class: type[AnyMessage]) -> AnyMessage:
-        try:
-            decoded: AnyMessage = self._codec.decode(data, message_class)
-            return decoded
-        except Exception as error:  # noqa: BLE001  # protobuf raises half a dozen kinds
-            raise _malformed(message_class, error) from None
-
-
-class _JsonCodec(_Codec):
-    """The JSON codec behind a check: deep nesting ends the process in protobuf-py's own JSON reader."""
-
-    def decode(self, data: bytes | bytearray, message_class: type[AnyMessage]) -> AnyMessage:
-        wire_json.check_text(bytes(data), _name_of(message_class))
-        return super().decode(data, message_class)
-
-
-class _Gzip(GzipCompression):
-    """gzip that only wraps what is small: squeezing it costs more than sending it."""
-
-    def compress(self, data: bytes | bytearray | memoryview) -> bytes:
-        if len(data) > _STORED_UP_TO:
-            return super().compress(data)
-        size = len(data)
-        block = struct.pack("<BHH", 1, size, size ^ 0xFFFF)  # RFC 1951, 3.2.4: one stored block, the last
-        head = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
-        return b"".join((head, block, data, struct.pack("<II", zlib.crc32(data), size)))
 
 
 class _Errors:
@@ -192,8 +160,7 @@ class _Errors:
             return unexpected(error), Code.INTERNAL
         match error.code:
             case Code.RESOURCE_EXHAUSTED:
-                text = f"the request is larger than {self._limit:,} bytes"
-                return RequestTooLargeError(text, outcome="not_applied"), error.code
+                return too_large(self._limit), error.code
             case Code.INVALID_ARGUMENT | Code.UNIMPLEMENTED:
                 return BrokerProtocolError(error.message), error.code
             case Code.DEADLINE_EXCEEDED | Code.CANCELED:
@@ -203,83 +170,71 @@ class _Errors:
                 return unexpected(error), Code.INTERNAL
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """An answer that is given before connectrpc sees the request: it would send these without our tag."""
-
-    message: str
-    status: int = 400
-    code: Code = Code.INVALID_ARGUMENT
-    headers: HeaderPairs = ()
-
-    async def send(self, send: Send) -> None:
-        """Send it as the error of the Connect protocol."""
-        error = BrokerProtocolError(self.message)
-        detail = ErrorDetail(_detail(error))
-        body = {
-            "code": self.code.value,
-            "message": error.message,
-            "details": [
-                {
-                    "type": detail.type_name,
-                    "value": base64.b64encode(detail.message_bytes).rstrip(b"=").decode(),
-                    "debug": wire_fields(error),
-                }
-            ],
-        }
-        headers = [(TAG_HEADER.encode(), error.tag.encode()), *self.headers]
-        await send_json(send, msgspec.json.encode(body), self.status, headers)
+async def _send_refusal(send: Send, error: OsqueueError) -> None:
+    """Send what is refused before connectrpc sees it as an error of the Connect protocol."""
+    detail = ErrorDetail(_detail(error))
+    body = {
+        "code": error.connect_code,
+        "message": error.message,
+        "details": [
+            {
+                "type": detail.type_name,
+                "value": base64.b64encode(detail.message_bytes).rstrip(b"=").decode(),
+                "debug": wire_fields(error),
+            }
+        ],
+    }
+    headers = [(TAG_HEADER.encode(), error.tag.encode()), *error_headers(error)]
+    await send_json(send, msgspec.json.encode(body), error.http_status, headers)
 
 
-def _refusal(scope: Scope) -> _Refusal | None:
+def _checked(scope: Scope) -> Scope:
+    """Return the scope for connectrpc, which would take a GET with the content type of another protocol for that.
+
+    Raises `BrokerProtocolError` for all that connectrpc would refuse without our tag.
+    """
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     operation = _OPERATIONS.get(path)
     if operation is None:
-        return _Refusal(f"there is no procedure {path}", 404, Code.UNIMPLEMENTED)
+        raise NotThere(f"there is no procedure {path}")
     is_get = scope["method"] == "GET" and operation.is_read
     if scope["method"] != "POST" and not is_get:
         allow = b"GET, POST" if operation.is_read else b"POST"
-        return _Refusal(f"{operation.name}: {scope['method']} is not taken", 405, headers=[(b"allow", allow)])
+        raise NotTaken(f"{operation.name}: {scope['method']} is not taken", headers=[(b"allow", allow)])
     if not scope["query_string"].isascii():
-        return _Refusal(f"{operation.name}: the query string is not ASCII")
+        raise BrokerProtocolError(f"{operation.name}: the query string is not ASCII")
     kind = ""
     for name, value in scope["headers"]:
         if not value.isascii():
-            return _Refusal(f"{operation.name}: header {name.decode('latin-1')} is not ASCII")
+            raise BrokerProtocolError(f"{operation.name}: header {name.decode('latin-1')} is not ASCII")
         if name == b"content-type":
             kind = value.decode()
         elif name == b"connect-protocol-version" and value != b"1":
-            return _Refusal(f"{operation.name}: connect-protocol-version must be 1, not {value.decode()}")
-        elif name == b"connect-timeout-ms" and not (value.isdigit() and len(value) <= 10):
-            return _Refusal(
-                f"{operation.name}: connect-timeout-ms must be a whole number, not {value.decode()}"
+            raise BrokerProtocolError(
+                f"{operation.name}: connect-protocol-version must be 1, not {value.decode()}"
             )
-    if is_get or kind in _CONTENT_TYPES or kind.partition(";")[0].strip().lower() in _CONTENT_TYPES:
-        return None
+        elif name == b"connect-timeout-ms" and not (value.isdigit() and len(value) <= 10):
+            raise BrokerProtocolError(
+                f"{operation.name}: connect-timeout-ms must be a whole number of at most 10 digits, not "
+                + (value.decode() or "empty")
+            )
+    if is_get:
+        encoding = parse_qs(scope["query_string"].decode()).get("encoding", [""])[0]
+        if f"application/{encoding}" not in _CONTENT_TYPES:
+            raise UnknownMedia(f"{operation.name}: encoding must be proto or json, not {encoding or 'none'}")
+        return _without_content_type(scope) if kind else scope
+    if kind in _CONTENT_TYPES or kind.partition(";")[0].strip().lower() in _CONTENT_TYPES:
+        return scope
     known = " or ".join(_CONTENT_TYPES)
-    return _Refusal(
+    raise UnknownMedia(
         f"{operation.name}: the content-type must be {known}, not {kind or 'none'}",
-        415,
         headers=[(b"accept-post", ", ".join(_CONTENT_TYPES).encode())],
     )
 
 
+def _without_content_type(scope: Scope) -> Scope:
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"content-type"]}
+
+
 def _detail(error: OsqueueError) -> Struct:
     return Struct.from_python(dict(wire_fields(error)))
-
-
-def _name_of(message_class: type[AnyMessage]) -> str:
-    rpc = message_class.__name__.removesuffix("Request")
-    return rpc[:1].lower() + rpc[1:]
-
-
-def _malformed(message_class: type[AnyMessage], error: Exception) -> BrokerProtocolError:
-    """Name the field that protobuf could not read as it is spelt on the wire."""
-    name, text = _name_of(message_class), str(error)
-    if text.startswith("cannot decode"):  # what follows is all that was sent
-        text = text.partition(" from JSON")[0] + " from what is not an object"
-    if (named := _PROTO_FIELD.search(text)) is None:
-        return BrokerProtocolError(f"{name}: the message is malformed: {text}", method=name)
-    first, *rest = named.group(1).split("_")
-    field = first + "".join(word.capitalize() for word in rest)
-    return BrokerProtocolError(f"{name}: field '{field}': {text[: named.start()]}", field=field, method=name)

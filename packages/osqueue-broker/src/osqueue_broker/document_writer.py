@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import Final
 
-from osqueue_client.errors import CASConflictError
+from osqueue_client.errors import CASConflictError, EngineStateError, StorageBackendError
 from osqueue_storage import StorageBackend, StoredObject
+from osqueue_storage.patience import seconds_for
 
+from .clock import Clock
 from .queue.document import read_header
 from .queue.terms import Stamp
+from .settings import BrokerSettings
 
 logger = logging.getLogger("osqueue.broker.storage")
 
@@ -47,13 +51,19 @@ WriteEnd = Landed | Superseded | Gone
 
 
 class DocumentWriter:
-    """The only writer of one document. At most one write is in flight, ever."""
+    """The only writer of one document. At most one write is in flight, ever, and none too soon after another."""
 
-    def __init__(self, storage: StorageBackend, key: str, *, attempt_timeout: float) -> None:
+    def __init__(self, storage: StorageBackend, key: str, *, settings: BrokerSettings, clock: Clock) -> None:
         self._storage = storage
         self._key = key
-        self._attempt_timeout = attempt_timeout
+        self._attempt_timeout = settings.attempt_timeout
+        self._spacing = settings.write_spacing(storage)
+        self._longest_delay = settings.slowest_spacing(storage)
+        self._clock = clock
+        self._sent_at = -math.inf
         self._is_writing = False
+        self.last_failure = ""
+        """Why the last request that failed did, for a person; empty if none has."""
 
     async def read(self) -> StoredObject | None:
         """Return the document as it stands, asking until the store answers."""
@@ -63,9 +73,13 @@ class DocumentWriter:
                 async with asyncio.timeout(self._attempt_timeout):
                     return await self._storage.read(self._key)
             except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
-                logger.warning("storage_read_failed", extra={"key": self._key, "error": repr(error)})
+                self._note("storage_read_failed", error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY)
+
+    def due_in(self) -> float:
+        """Seconds until the store may be written again."""
+        return max(self._sent_at + self._spacing - self._clock.monotonic(), 0.0)
 
     async def replace(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd:
         """Replace the document at `expected_version` (None: create it), and return how that ended.
@@ -77,16 +91,21 @@ class DocumentWriter:
         self._is_writing = True
         try:
             delay = _FIRST_DELAY
-            while (end := await self._try(body, commit, expected_version)) is None:
+            while True:
+                await asyncio.sleep(self.due_in())
+                end = await self._try(body, commit, expected_version)
+                if end is not None:
+                    return end
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LAST_DELAY)
-            return end
         finally:
             self._is_writing = False
 
     async def _try(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
         try:
-            async with asyncio.timeout(self._attempt_timeout):
+            self._sent_at = self._clock.monotonic()
+            # A backend with a budget may hold the write back for as long as that takes.
+            async with asyncio.timeout(self._longest_delay + seconds_for(len(body), self._attempt_timeout)):
                 if expected_version is None:
                     return Landed(await self._storage.create(self._key, body))
                 return Landed(await self._storage.write(self._key, body, expected_version))
@@ -95,7 +114,8 @@ class DocumentWriter:
             # may have sent this one twice: the body tells.
             pass
         except Exception as error:  # noqa: BLE001  # whatever a backend raises means: unknown
-            logger.warning("storage_write_unclear", extra={"key": self._key, "error": repr(error)})
+            is_refusal = isinstance(error, StorageBackendError) and error.outcome == "not_applied"
+            self._note("storage_write_refused" if is_refusal else "storage_write_unclear", error)
         return await self._resolve(body, commit, expected_version)
 
     async def _resolve(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
@@ -106,4 +126,12 @@ class DocumentWriter:
             return Landed(found.version)
         if found.version == expected_version:
             return None  # unresolved: the same bytes on the same version once more
-        return Superseded(found, read_header(found.body).holds(commit))
+        try:
+            return Superseded(found, read_header(found.body).holds(commit))
+        except EngineStateError as error:  # what it replaced may have been ours
+            raise EngineStateError(error.message, outcome="unknown") from error
+
+    def _note(self, event: str, error: Exception) -> None:
+        timed_out = isinstance(error, TimeoutError)
+        self.last_failure = "no answer in time" if timed_out else str(error) or type(error).__name__
+        logger.warning(event, extra={"key": self._key, "error": self.last_failure})

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import Final
 
 from osqueue_client.errors import OsqueueError, QueueFullError, StorageBackendError
 from osqueue_client.models import Model
 
-from .queue.apply import Mutation
+from .queue.apply import Mutation, never_changes
 from .settings import BrokerSettings
+
+_SWEEP_INTERVAL: Final = 0.1
+"""Seconds between two searches of a full inbox for requests whose callers have gone."""
 
 
 class Waiting:
@@ -26,6 +31,11 @@ class Waiting:
         self.size = size
         self.answer = answer
         self.arrived_at = arrived_at
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its caller has gone, or has been answered."""
+        return self.answer.done()
 
     def give(self, outcome: Model | OsqueueError) -> None:
         """Answer the request, unless its caller has gone."""
@@ -48,14 +58,18 @@ class Inbox:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
+        self._callers = 0
+        self._all_callers: asyncio.Event | None = None
+        self._quiet: deque[Waiting] = deque()
         self._pending: deque[Waiting] = deque()
-        self._pending_bytes = 0
+        self._bytes = 0
         self._taken: list[Waiting] = []
+        self._next_sweep_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed_with: OsqueueError | None = None
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + len(self._quiet)
 
     def put(self, mutation: Mutation, size: int) -> asyncio.Future[Model]:
         """Add a request; return the future of its answer. Cancelling it before it is taken withdraws it.
@@ -63,30 +77,44 @@ class Inbox:
         Raises `QueueFullError` when too much waits, and the reason when the inbox is closed.
         """
         if self._closed_with is not None:
-            raise self._closed_with
-        settings = self._settings
-        if (
-            len(self._pending) >= settings.max_pending
-            or self._pending_bytes + size > settings.max_pending_bytes
-        ):
-            raise QueueFullError(
-                f"{len(self._pending):,} requests ({self._pending_bytes:,} bytes) wait for the store",
-                retry_after=1.0,
-            )
+            raise copy.copy(self._closed_with)  # one raised again and again would collect tracebacks
+        if self._is_full(size):
+            if self._loop.time() >= self._next_sweep_at:
+                self._next_sweep_at = self._loop.time() + _SWEEP_INTERVAL
+                self._drop_withdrawn()
+            if self._is_full(size):
+                raise QueueFullError(
+                    f"{len(self):,} requests ({self._bytes:,} bytes) wait for the store", retry_after=1.0
+                )
         answer: asyncio.Future[Model] = self._loop.create_future()
-        self._pending.append(Waiting(mutation, size, answer, self._loop.time()))
-        self._pending_bytes += size
+        queue = self._quiet if never_changes(mutation.operation) else self._pending
+        queue.append(Waiting(mutation, size, answer, self._loop.time()))
+        self._bytes += size
         if not self._arrived.is_set():
             self._arrived.set()
+        if self._all_callers is not None and not self.lacks_callers:
+            self._all_callers.set()
         if self._alarm is None:
             self._set_alarm()
         return answer
 
     def take(self) -> list[Waiting]:
-        """Return all that wait, in order; those that were withdrawn are left out."""
-        batch = [waiting for waiting in self._pending if not waiting.answer.done()]
+        """Return all that wait, what never changes anything first; those that were withdrawn are left out."""
+        batch = [
+            waiting for queue in (self._quiet, self._pending) for waiting in queue if not waiting.is_over
+        ]
+        self._quiet.clear()
         self._pending.clear()
-        self._pending_bytes = 0
+        self._bytes = 0
+        self._arrived.clear()
+        self._taken = batch
+        return batch
+
+    def take_quiet(self) -> list[Waiting]:
+        """Return those that wait and never change anything."""
+        batch = [waiting for waiting in self._quiet if not waiting.is_over]
+        self._bytes -= sum(waiting.size for waiting in self._quiet)
+        self._quiet.clear()
         self._arrived.clear()
         self._taken = batch
         return batch
@@ -94,30 +122,63 @@ class Inbox:
     def answer(self, outcomes: Iterable[Model | OsqueueError]) -> None:
         """Answer what was taken, in one sweep."""
         batch, self._taken = self._taken, []
+        self._callers = len(batch) + len(self)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             waiting.give(outcome)
 
     def refuse_taken(self, error: OsqueueError) -> None:
         """Answer all that was taken with the same error."""
-        self.answer([error] * len(self._taken))
+        self.answer([copy.copy(error) for _ in self._taken])
 
     def wake(self) -> None:
-        """Make `wait` return though nothing has arrived."""
+        """Make `wait` and `wait_for_callers` return though nothing has arrived."""
         self._arrived.set()
+        if self._all_callers is not None:
+            self._all_callers.set()
 
     async def wait(self) -> None:
-        """Return when something waits, or `wake` was called."""
+        """Return when something has arrived since the last `take` or `take_quiet`, or `wake` was called."""
         await self._arrived.wait()
 
+    @property
+    def lacks_callers(self) -> bool:
+        """Whether some wait, but fewer than there were callers when the last batch was answered."""
+        return 0 < len(self) < self._callers
+
+    async def wait_for_callers(self, timeout: float) -> None:
+        """Return when as many wait as there were callers, after `timeout` seconds, or at `wake`."""
+        self._all_callers = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._all_callers.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._all_callers = None
+
     def close(self, error: OsqueueError) -> None:
-        """Take no more; answer what still waits with `error`, now and from now on."""
-        self._closed_with = error
+        """Take no more. What was taken is answered with `error`; what still waits, and whatever comes from now
+        on, too, but that was surely not applied.
+        """
         self.refuse_taken(error)
+        self._closed_with = copy.copy(error)
+        self._closed_with.outcome = "not_applied"
         self.take()
-        self.refuse_taken(error)
+        self.refuse_taken(self._closed_with)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+    def _is_full(self, size: int) -> bool:
+        settings = self._settings
+        return len(self) >= settings.max_pending or self._bytes + size > settings.max_pending_bytes
+
+    def _drop_withdrawn(self) -> None:
+        for queue in (self._quiet, self._pending):
+            left = [waiting for waiting in queue if not waiting.is_over]
+            queue.clear()
+            queue.extend(left)
+        self._bytes = sum(waiting.size for queue in (self._quiet, self._pending) for waiting in queue)
 
     def _set_alarm(self) -> None:
         # A quarter of the timeout: a request waits at most that much longer than it should.
@@ -126,16 +187,17 @@ class Inbox:
     def _on_alarm(self) -> None:
         self._alarm = None
         self.give_up(arrived_before=self._loop.time() - self._settings.request_timeout)
-        if self._pending or self._taken:
+        if len(self) or self._taken:
             self._set_alarm()
 
     def give_up(self, *, arrived_before: float = math.inf) -> None:
         """Answer what has waited since before that moment (of the loop's clock): the store is not answering."""
-        overdue = arrived_before
         for waiting in self._taken:
-            if waiting.arrived_at <= overdue:
+            if waiting.arrived_at <= arrived_before:
                 waiting.give(StorageBackendError("the store has not confirmed the change", outcome="unknown"))
-        while self._pending and (self._pending[0].arrived_at <= overdue or self._pending[0].answer.done()):
-            waiting = self._pending.popleft()
-            self._pending_bytes -= waiting.size
-            waiting.give(StorageBackendError("the store does not answer", outcome="not_applied"))
+        for queue in (self._quiet, self._pending):
+            for waiting in queue:
+                if waiting.arrived_at > arrived_before:
+                    break
+                waiting.give(StorageBackendError("the store does not answer", outcome="not_applied"))
+        self._drop_withdrawn()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from osqueue_client.errors import BrokerLeadershipError, StorageBackendError
-from osqueue_storage import StoredObject
+from osqueue_client.errors import BrokerLeadershipError, EngineStateError, Outcome, StorageBackendError
+from osqueue_storage import StorageBackend, StoredObject
 
 from .clock import Clock
 from .document_writer import DocumentWriter, Gone, Landed, Superseded
 from .queue.apply import bury_exhausted
 from .queue.document import read_document, read_header, write_document
-from .queue.rules import Now, Rules
+from .queue.rules import Now
 from .queue.state import QueueState
 from .queue.terms import EMPTY, Header, Right, right_to_lead
 from .settings import BrokerSettings
@@ -36,41 +38,49 @@ class Candidate:
     """A broker that would lead the queue under its advertised address."""
 
     def __init__(
-        self, writer: DocumentWriter, address: str, *, settings: BrokerSettings, rules: Rules, clock: Clock
+        self,
+        writer: DocumentWriter,
+        address: str,
+        *,
+        storage: StorageBackend,
+        settings: BrokerSettings,
+        clock: Clock,
     ) -> None:
         self._writer = writer
         self.address = address
         self._settings = settings
-        self._rules = rules
+        self._rules = settings.rules(storage)
+        # At first a budget on the store may be used up, and the last write may just have been.
+        self._patience = settings.request_timeout + 2 * settings.slowest_spacing(storage)
         self._clock = clock
 
-    async def run(self) -> Term:
+    async def run(self, *, has_bound: bool) -> Term:
         """Begin a term, after watching a possible leader for as long as it takes to know that it is dead.
+
+        `has_bound`: this program has bound the port of its address, so that no other broker can be there.
 
         Raises `BrokerLeadershipError` that names the leader if there is one alive, `EngineStateError` if the
         document cannot be read, and `StorageBackendError` if the store does not answer.
         """
-        try:
-            async with asyncio.timeout(self._settings.request_timeout):
-                found = await self._writer.read()
-        except TimeoutError:
-            raise StorageBackendError(
-                f"the store has not answered for {self._settings.request_timeout:g} s: the log says how it failed",
-                outcome="not_applied",
-            ) from None
-        has_just_bound = True
+        async with self._patiently("not_applied"):
+            found = await self._writer.read()
+        has_just_bound = has_bound
         while True:
             if found is not None and self._right(found, has_just_bound) is Right.WATCH:
                 found = await self._watch(found)
                 has_just_bound = False
-            end = await self.take_over(found)
+            async with self._patiently("unknown"):
+                end = await self.take_over(found)
             if isinstance(end, Term):
                 return end
             found = end  # somebody was faster: look at what is there now
             has_just_bound = False
 
-    async def take_over(self, found: StoredObject | None) -> Term | StoredObject | None:
-        """Write the first commit of a new term upon what was found; return the term, or what is there now."""
+    async def take_over(self, found: StoredObject | None) -> Term | StoredObject:
+        """Write the first commit of a new term upon what was found; return the term, or what is there now.
+
+        Raises `EngineStateError` if the document was deleted, or what is there cannot be read.
+        """
         now = Now(self._clock.wall_ms(), 0.0)
         if found is None:
             header, state = EMPTY, QueueState(self._rules)
@@ -88,7 +98,18 @@ class Candidate:
             case Superseded(now_there, _):
                 return now_there
             case Gone():
-                return None
+                raise EngineStateError("the queue document was deleted while this broker took over")
+
+    @asynccontextmanager
+    async def _patiently(self, outcome: Outcome) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except TimeoutError as error:
+            failure = self._writer.last_failure or "no answer"
+            raise StorageBackendError(
+                f"the store has given no good answer for {self._patience:g} s: {failure}", outcome=outcome
+            ) from error
 
     def _right(self, found: StoredObject, has_just_bound: bool) -> Right:
         return right_to_lead(read_header(found.body), self.address, has_just_bound=has_just_bound)
@@ -112,6 +133,6 @@ class Candidate:
         if leader is None:
             return seen  # it has just stepped down
         raise BrokerLeadershipError(
-            f"the queue is led by {leader}, which is alive. Stop it first, or use another prefix for this broker",
+            f"the queue is led by {leader}, which is alive. Stop it first, or give this broker another --storage",
             leader=leader,
         )

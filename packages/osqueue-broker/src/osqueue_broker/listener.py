@@ -12,22 +12,17 @@ import socket
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .connection import JoiningHttpProtocol, PiecewiseWebSocketProtocol
 
 logger = logging.getLogger("osqueue.broker.listener")
 
-WS_FRAME_LIMIT: Final = 16 * 1024 * 1024
+WS_MESSAGE_LIMIT: Final = 16 * 1024 * 1024
 """A larger WebSocket message ends its connection; up to it, the broker answers with an error."""
-
-JOIN_UP_TO: Final = 32 * 1024
-"""Bytes that are held back until the end of a turn of the loop."""
-
-CLOSE_TIMEOUT: Final = 20.0
-"""How long a peer may take to read what was left for it when its connection was closed."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,62 +41,12 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class JoinedWrites:
-    """A transport that sends what one turn of the event loop writes as one piece.
-
-    uvicorn writes the head and the body of an answer apart: two system calls and two packets.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        """Send `data` at the end of this turn of the loop, or at once when there is much of it.
-
-        The transport tells its protocol to pause when too much waits to be sent: it has to see it for that.
-        """
-        if not self._pieces:
-            self._loop.call_soon(self._flush)
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > JOIN_UP_TO:
-            self._flush()
-
-    def close(self) -> None:
-        """Send what is left, then close. A peer that does not take it in time is cut off."""
-        self._flush()
-        self._transport.close()
-        if self._transport.get_write_buffer_size():
-            self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
-
-    def _flush(self) -> None:
-        if self._pieces:
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._size = 0
-            self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:  # whatever else a transport can do
-        return getattr(self._transport, name)
-
-
-class JoiningHttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1, its writes joined."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one in all but name
-        if self.server_state.is_stopping:  # type: ignore[attr-defined]  # accepted just before the listener closed
-            transport.abort()
-
-
 class _Server(uvicorn.Server):
     """uvicorn's server without its signal handlers, its polling, and its wait for idle connections."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, receive_timeout: float) -> None:
         super().__init__(config)
+        self._receive_timeout = receive_timeout
         self.has_started = asyncio.Event()
         self.must_stop = asyncio.Event()
         self.grace = 0.0
@@ -119,8 +64,11 @@ class _Server(uvicorn.Server):
         while not self.must_stop.is_set():
             date = formatdate(time.time(), usegmt=True).encode()  # noqa: TID251  # only for the Date header
             self.server_state.default_headers[:] = [(b"date", date)]
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, JoiningHttpProtocol):
+                    connection.close_if_late(self._receive_timeout)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(min(1.0, self._receive_timeout / 4)):
                     await self.must_stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -140,7 +88,12 @@ class Listener:
     """Serves an ASGI application on a socket until it is told to stop."""
 
     def __init__(
-        self, app: ASGIApp, sock: socket.socket, *, protocol: type[asyncio.Protocol] = JoiningHttpProtocol
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        *,
+        receive_timeout: float = 30.0,
+        protocol: type[asyncio.Protocol] = JoiningHttpProtocol,
     ) -> None:
         self._app = app
         self._sock = sock
@@ -148,8 +101,8 @@ class Listener:
             self._serve_one,
             interface="asgi3",
             http=protocol,
-            ws="websockets-sansio",
-            ws_max_size=WS_FRAME_LIMIT,
+            ws=PiecewiseWebSocketProtocol,
+            ws_max_size=WS_MESSAGE_LIMIT,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -157,7 +110,7 @@ class Listener:
             server_header=False,
             timeout_keep_alive=75,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, receive_timeout)
         self._cuts_off = False
 
     @property

@@ -1,7 +1,9 @@
-"""The OpenAPI document, made from the table of operations, the models and the error classes."""
+"""The OpenAPI document, made from the tables of operations and pages, the models and the error classes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -15,11 +17,12 @@ from osqueue_client.errors import (
     LeaseLostError,
     OsqueueError,
     QueueFullError,
-    RequestTooLargeError,
     wire_fields,
 )
 from osqueue_client.models import Model
 from osqueue_client.operations import OPERATIONS, AnyOperation
+
+from .transport import HeadTooLarge, TooSlow, UnknownMedia, too_large
 
 Node: TypeAlias = dict[str, Any]
 """A part of a JSON document."""
@@ -33,13 +36,23 @@ _ERROR_FIELDS: Final[Node] = {
     "retryAfter": {"type": "number", "description": "Seconds to wait before the request is sent again."},
 }
 _ANY_REQUEST: Final = (
-    BrokerProtocolError("claimJob: field 'workerId' is missing", field="workerId"),
-    QueueFullError("10,000 requests wait for the store", retry_after=1.0),
+    TooSlow("the request has not arrived in full within 30 s"),
+    HeadTooLarge("the request line and the headers are larger than 65,536 bytes"),
+)
+_ANY_LEADER: Final = (
     EngineStateError("the broker failed at this request; its log says why", outcome="unknown"),
     BrokerLeadershipError("another broker leads this queue", leader="10.0.0.7:8080"),
 )
+_ANY_QUEUED: Final = (QueueFullError("10,000 requests wait for the store", retry_after=1.0),)
+_ANY_OPERATION: Final = (
+    *_ANY_REQUEST,
+    *_ANY_LEADER,
+    *_ANY_QUEUED,
+    BrokerProtocolError("claimJob: field 'workerId' is missing", field="workerId"),
+)
 _WITH_BODY: Final = (
-    RequestTooLargeError("the request is larger than 1,048,576 bytes", outcome="not_applied"),
+    too_large(1024 * 1024),
+    UnknownMedia("claimJob: the content-type must be application/json, not text/plain"),
 )
 _OF_A_JOB: Final = (JobNotFoundError("there is no such job"),)
 _OF_A_LEASE: Final = (LeaseLostError("the worker does not hold the lease of this job"),)
@@ -64,8 +77,38 @@ _EXAMPLES: Final[Node] = {
 """A value for each field by its name on the wire, whichever model it stands in."""
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A path that is not an operation: JSON for a GET."""
+
+    name: str
+    path: str
+    summary: str
+    example: Node
+    errors: tuple[OsqueueError, ...]
+
+
+PAGES: Final = (
+    Page("health", "/healthz", "Say that the process serves.", {"status": "ok"}, _ANY_REQUEST),
+    Page(
+        "state",
+        "/state",
+        "Return the queue document as last committed.",
+        {"broker": "10.0.0.7:8080", "brokerHeartbeat": 1767225600000, "jobs": [], "completedTotal": 40},
+        (*_ANY_REQUEST, *_ANY_LEADER, *_ANY_QUEUED),
+    ),
+    Page(
+        "throttleStats",
+        "/v1/throttle-stats",
+        "Count what a throttled storage has let wait.",
+        {"throttling": False},
+        (*_ANY_REQUEST, *_ANY_LEADER),
+    ),
+)
+
+
 def openapi_document() -> Node:
-    """Return the OpenAPI 3.1 document of the REST interface."""
+    """Return the OpenAPI 3.1 document of the REST interface, all but `servers`."""
     models = [model for operation in OPERATIONS for model in (operation.request, operation.response)]
     _, schemas = msgspec.json.schema_components(
         models, schema_hook=_any_json, ref_template="#/components/schemas/{name}"
@@ -75,6 +118,7 @@ def openapi_document() -> Node:
         paths.setdefault(operation.path, {})[operation.http_method.lower()] = _operation(operation, schemas)
         if operation.names_job:
             schemas[operation.request.__name__]["properties"].pop("jobId", None)  # it stands in the path
+    paths |= {page.path: {"get": _page(page)} for page in PAGES}
     schemas["Error"] = {"type": "object", "required": ["_tag", "message"], "properties": _ERROR_FIELDS}
     return {
         "openapi": "3.1.0",
@@ -85,7 +129,7 @@ def openapi_document() -> Node:
 
 
 def _operation(operation: AnyOperation, schemas: Node) -> Node:
-    errors = [*_ANY_REQUEST]
+    errors = [*_ANY_OPERATION]
     entry: Node = {"operationId": operation.name, "summary": operation.summary}
     if operation.names_job:
         errors += _OF_A_JOB
@@ -100,16 +144,29 @@ def _operation(operation: AnyOperation, schemas: Node) -> Node:
             "required": operation.request.__struct_fields__ != ("job_id",),
             "content": _content(operation.request, without="jobId" if operation.names_job else ""),
         }
-    entry["responses"] = {str(operation.success_status): _success(operation)} | {
-        str(error.http_status): _error(error) for error in sorted(errors, key=lambda error: error.http_status)
-    }
+    entry["responses"] = {str(operation.success_status): _success(operation)} | _errors(errors)
     return entry
+
+
+def _page(page: Page) -> Node:
+    content = {"application/json": {"schema": {"type": "object"}, "example": page.example}}
+    return {
+        "operationId": page.name,
+        "summary": page.summary,
+        "responses": {"200": {"description": "The answer.", "content": content}} | _errors(page.errors),
+    }
 
 
 def _success(operation: AnyOperation) -> Node:
     if operation.success_status == 204:
         return {"description": "Done."}
     return {"description": "The answer.", "content": _content(operation.response)}
+
+
+def _errors(errors: Iterable[OsqueueError]) -> Node:
+    return {
+        str(error.http_status): _error(error) for error in sorted(errors, key=lambda error: error.http_status)
+    }
 
 
 def _error(error: OsqueueError) -> Node:

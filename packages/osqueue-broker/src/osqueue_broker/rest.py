@@ -6,133 +6,111 @@ more than all the rest of a request's way.
 
 from __future__ import annotations
 
-import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Final
 from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from osqueue_client import wire_json
-from osqueue_client.errors import (
-    BrokerProtocolError,
-    EngineStateError,
-    OsqueueError,
-    QueueFullError,
-    RequestTooLargeError,
-    wire_fields,
-)
+from osqueue_client.errors import BrokerProtocolError, OsqueueError
 from osqueue_client.models import Model
-from osqueue_client.operations import OPERATIONS, AnyOperation, Operation
+from osqueue_client.operations import OPERATIONS, AnyOperation
 
-from .openapi import openapi_document
+from .openapi import PAGES, openapi_document
+from .transport import (
+    JSON,
+    HeaderPairs,
+    NeedsUpgrade,
+    NotTaken,
+    NotThere,
+    Service,
+    Texts,
+    UnknownMedia,
+    decode_request,
+    refuse_handshake,
+    send_error,
+    send_json,
+    too_large,
+    unexpected,
+)
 
-logger = logging.getLogger("osqueue.broker.rest")
-
-Req = TypeVar("Req", bound=Model)
-Res = TypeVar("Res", bound=Model)
-HeaderPairs: TypeAlias = Iterable[tuple[bytes, bytes]]
-
-_JSON: Final = b"application/json"
+WEBSOCKET_PATH: Final = "/v1/ws"
 _QUERY_FIELDS: Final = 64
 
 
-class Service(Protocol):
-    """What every transport of the broker calls."""
-
-    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
-        """Do what is asked. Raises `OsqueueError`. Cancelling it is safe at any point."""
-        ...
-
-    def document(self) -> bytes:
-        """Return the committed queue document."""
-        ...
-
-    def throttle_stats(self) -> dict[str, object]:
-        """Return the counters of a throttled storage."""
-        ...
-
-
-def endpoints(service: Service, max_request_bytes: int) -> dict[str, ASGIApp]:
-    """Return the application of each path, the hot ones first. A path may hold `{jobId}`."""
+def endpoints(service: Service, max_request_bytes: int, texts: Texts) -> dict[str, ASGIApp]:
+    """Return the application of each path. A path may hold `{jobId}`."""
     apps: dict[str, dict[str, ASGIApp]] = {}
     for operation in OPERATIONS:
         kind = _Query if operation.is_read else _Body
         apps.setdefault(operation.path, {})[operation.http_method] = kind(
-            operation, service, max_request_bytes
+            operation, service, max_request_bytes, texts
         )
-    openapi = msgspec.json.encode(openapi_document())
-    pages: dict[str, Callable[[], bytes]] = {
-        "/healthz": lambda: b'{"status":"ok"}',
-        "/state": service.document,
-        "/v1/throttle-stats": lambda: msgspec.json.encode(service.throttle_stats()),
-        "/openapi.json": lambda: openapi,
-    }
-    apps |= {path: {"GET": _Page(render)} for path, render in pages.items()}
+    document = openapi_document()
+
+    async def health(scope: Scope) -> bytes:
+        return b'{"status":"ok"}'
+
+    async def state(scope: Scope) -> bytes:
+        return await service.document()
+
+    async def throttle_stats(scope: Scope) -> bytes:
+        return msgspec.json.encode(service.throttle_stats())
+
+    async def openapi(scope: Scope) -> bytes:
+        server = {"url": scope.get("root_path") or "/"}  # where the application is mounted
+        return msgspec.json.encode(document | {"servers": [server]})
+
+    renderers = {"health": health, "state": state, "throttleStats": throttle_stats}
+    apps |= {page.path: {"GET": _Page(renderers[page.name])} for page in PAGES}
+    apps["/openapi.json"] = {"GET": _Page(openapi)}
+    apps[WEBSOCKET_PATH] = {"GET": _needs_upgrade}
     return {path: _Methods(by_method) for path, by_method in apps.items()}
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a path that is not there."""
+    error = NotThere(f"there is nothing at {scope['path']}")
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})  # before the handshake: HTTP 403
+        await refuse_handshake(scope, send, error, close_code=1008)
     else:
-        await send_error(send, BrokerProtocolError(f"there is nothing at {scope['path']}"), 404)
+        await send_error(send, error)
 
 
-async def send_error(
-    send: Send, error: OsqueueError, status: int | None = None, headers: HeaderPairs = ()
-) -> None:
-    """Send an error as the answer that clients of the protocol expect."""
-    headers = [*headers]
-    if isinstance(error, QueueFullError) and error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(math.ceil(error.retry_after), 1)))
-    await send_json(send, msgspec.json.encode(wire_fields(error)), status or error.http_status, headers)
-
-
-async def send_json(send: Send, body: bytes, status: int = 200, headers: HeaderPairs = ()) -> None:
-    """Send JSON text as the whole answer."""
-    head = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body)), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
-
-
-def unexpected(error: Exception) -> EngineStateError:
-    """Log a fault of ours, and return what may be told of it."""
-    logger.error("request_failed", exc_info=error)
-    return EngineStateError("the broker failed at this request; its log says why", outcome="unknown")
+async def _needs_upgrade(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = ((b"upgrade", b"websocket"), (b"connection", b"upgrade"))
+    await send_error(send, NeedsUpgrade(f"{scope['path']} speaks WebSocket only", headers=headers))
 
 
 class _Methods:
     """One path: hands a request to the application of its method."""
 
     def __init__(self, by_method: dict[str, ASGIApp]) -> None:
-        self._by_method = dict(by_method)
-        if "GET" in by_method:
-            self._by_method["HEAD"] = by_method["GET"]  # the server leaves out the body
-        self._allow = ", ".join(sorted(self._by_method)).encode()
+        head = {"HEAD": by_method["GET"]} if "GET" in by_method else {}  # the server leaves out the body
+        self._by_method = by_method | head
+        self._headers = [(b"allow", ", ".join(sorted(self._by_method)).encode())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._by_method.get(scope["method"])
         if app is not None:
             await app(scope, receive, send)
             return
-        error = BrokerProtocolError(f"{scope['path']} does not take {scope['method']}")
-        await send_error(send, error, 405, [(b"allow", self._allow)])
+        error = NotTaken(f"{scope['path']} does not take {scope['method']}", headers=self._headers)
+        await send_error(send, error)
 
 
 class _Page:
-    """What is not an operation: JSON text that stands ready."""
+    """What is not an operation: JSON text, made anew for each request."""
 
-    def __init__(self, render: Callable[[], bytes]) -> None:
+    def __init__(self, render: Callable[[Scope], Awaitable[bytes]]) -> None:
         self._render = render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = self._render()
+            body = await self._render(scope)
         except OsqueueError as error:
             await send_error(send, error)
         except Exception as error:  # noqa: BLE001  # a fault of ours is answered, too
@@ -145,23 +123,14 @@ class _ClientLeft(Exception):
     """The connection ended before the request did: there is nobody to answer."""
 
 
-class _NotJsonError(BrokerProtocolError):
-    """What was sent is not JSON by its own account. On the wire it is like any malformed request."""
-
-    http_status = 415
-
-    @property
-    def tag(self) -> str:
-        return BrokerProtocolError.__name__
-
-
 class _Endpoint(ABC):
     """One operation; a subclass says where its request stands."""
 
-    def __init__(self, operation: AnyOperation, service: Service, limit: int) -> None:
+    def __init__(self, operation: AnyOperation, service: Service, limit: int, texts: Texts) -> None:
         self._operation = operation
         self._service = service
         self._limit = limit
+        self._texts = texts
 
     @abstractmethod
     async def _request(self, scope: Scope, receive: Receive) -> Model: ...
@@ -170,7 +139,7 @@ class _Endpoint(ABC):
         try:
             request = await self._request(scope, receive)
             answer = await self._service.call(self._operation, request)
-            body = wire_json.encode(answer) if self._operation.success_status == 200 else b""
+            body = self._texts.of(answer) if self._operation.success_status == 200 else b""
         except OsqueueError as error:
             await send_error(send, error)
         except _ClientLeft:
@@ -213,7 +182,7 @@ class _Body(_Endpoint):
             if operation.request.__struct_fields__ != ("job_id",):
                 raise BrokerProtocolError(f"{operation.name}: the request has no body", method=operation.name)
             body = b"{}"
-        request = wire_json.decode_request(operation, body)
+        request = decode_request(operation, body)
         return (
             wire_json.with_job_id(request, scope["path_params"]["job_id"]) if operation.names_job else request
         )
@@ -231,15 +200,21 @@ class _Body(_Endpoint):
             if name == b"content-type":
                 kind = value
             elif name == b"content-length" and value.isdigit() and int(value) > self._limit:
-                raise _too_large(self._limit)
+                raise too_large(self._limit)
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                raise UnknownMedia(
+                    f"{self._operation.name}: the content-encoding must be identity, not {_told(value)}:"
+                    " REST takes no compressed body",
+                    method=self._operation.name,
+                    headers=[(b"accept-encoding", b"identity")],
+                )
             elif name == b"origin":
                 is_from_page = True
-        if kind == _JSON or (kind is None and not is_from_page):
+        if kind == JSON or (kind is None and not is_from_page):
             return
-        if kind is None or kind.partition(b";")[0].strip().lower() != _JSON:
-            given = "none" if kind is None else kind.decode("latin-1")
-            raise _NotJsonError(
-                f"{self._operation.name}: the content-type must be application/json, not {given}",
+        if kind is None or kind.partition(b";")[0].strip().lower() != JSON:
+            raise UnknownMedia(
+                f"{self._operation.name}: the content-type must be application/json, not {_told(kind)}",
                 method=self._operation.name,
             )
 
@@ -251,7 +226,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
     size = len(body)
     while message["type"] == "http.request":
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         if not message.get("more_body", False):
             return b"".join((*pieces, body)) if pieces else body
         pieces.append(body)
@@ -261,5 +236,5 @@ async def _read(receive: Receive, limit: int) -> bytes:
     raise _ClientLeft
 
 
-def _too_large(limit: int) -> RequestTooLargeError:
-    return RequestTooLargeError(f"the request is larger than {limit:,} bytes", outcome="not_applied")
+def _told(value: bytes | None) -> str:
+    return "none" if value is None else value.decode("latin-1") or "empty"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
+from osqueue_client.errors import BrokerLeadershipError
 from osqueue_client.models import JobList, Model, QueueStats
-from osqueue_client.operations import SUBMIT_JOB, Operation
+from osqueue_client.operations import GET_STATS, SUBMIT_JOB, Operation
+from osqueue_storage import StorageBackend, Throttled
 
 from .clock import Clock
 from .commit_loop import CommitLoop
@@ -20,12 +23,15 @@ Res = TypeVar("Res", bound=Model)
 FEATURES: Final = ("fail", "dead")
 """What this broker adds to the old protocol: `failJob`; `listDead`, `requeueDead` and `deleteDead`."""
 
+_ANY_READ: Final = Mutation(GET_STATS, GET_STATS.request(), "")
+
 
 class QueueService:
     """The operations of a leading broker, for every transport alike."""
 
-    def __init__(self, commits: CommitLoop, address: str, clock: Clock) -> None:
+    def __init__(self, commits: CommitLoop, storage: StorageBackend, address: str, clock: Clock) -> None:
         self._commits = commits
+        self._storage = storage
         self._address = address
         self._clock = clock
 
@@ -36,9 +42,7 @@ class QueueService:
         batch has taken yet; any later, it happens all the same.
         """
         new_id = self._clock.new_id() if operation is SUBMIT_JOB else ""
-        payload = getattr(request, "payload", None)
-        size = len(memoryview(payload)) if isinstance(payload, Raw) else 0
-        answer = await self._commits.put(Mutation(operation, request, new_id), size)
+        answer = await self._commits.put(Mutation(operation, request, new_id), _size(request))
         if isinstance(answer, QueueStats):
             answer = msgspec.structs.replace(answer, broker_address=self._address, features=FEATURES)
         elif isinstance(answer, JobList):
@@ -46,10 +50,60 @@ class QueueService:
         assert isinstance(answer, operation.response)
         return answer
 
-    def document(self) -> bytes:
-        """Return the queue document as it was last committed."""
+    async def document(self) -> bytes:
+        """Return the queue document as last committed.
+
+        It waits as any read does, for it is given only while nobody else can have taken over.
+        """
+        await self._commits.put(_ANY_READ)
         return self._commits.document
 
     def throttle_stats(self) -> dict[str, object]:
-        """Return the counters of a throttled storage; none throttles yet."""
-        return {"throttling": False}
+        """Return the counters of a throttled storage."""
+        if not isinstance(self._storage, Throttled):
+            return {"throttling": False}
+        counters = asdict(self._storage.throttle_stats())
+        return {"throttling": True} | {_camel(name): value for name, value in counters.items()}
+
+
+class NotRunning:
+    """The service of a mounted broker outside of its `running()`: it refuses everything."""
+
+    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
+        """Raise `BrokerLeadershipError`."""
+        raise _not_running()
+
+    async def document(self) -> bytes:
+        """Raise `BrokerLeadershipError`."""
+        raise _not_running()
+
+    def throttle_stats(self) -> dict[str, object]:
+        """Raise `BrokerLeadershipError`."""
+        raise _not_running()
+
+
+def _not_running() -> BrokerLeadershipError:
+    return BrokerLeadershipError(
+        "this broker is not running: its application has to hold running() open while it serves"
+    )
+
+
+def _size(request: Model) -> int:
+    """Return about how many bytes a request holds while it waits."""
+    size = 0
+    for name in request.__struct_fields__:
+        value = getattr(request, name)
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, Raw):
+            size += len(memoryview(value))
+        elif isinstance(value, tuple):
+            size += sum(map(len, value))
+        elif isinstance(value, Model):
+            size += _size(value)
+    return size
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.title, others))

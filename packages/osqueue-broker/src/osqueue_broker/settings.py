@@ -32,8 +32,12 @@ class BrokerSettings:
     group_commit_interval: float = 0.0
     """Least time from one commit to the next; the store's own `min_write_interval` counts, too."""
 
-    storage_timeout: float = 10.0
-    """How long one read or write of the store may take before it counts as unanswered and is tried again."""
+    storage_timeout: float | None = None
+    """How long one read or write of the store may take, and one second more for each MiB, before it counts as
+    unanswered and is tried again; by default 0.3 of `broker_heartbeat_timeout`."""
+
+    probe_storage: bool = True
+    """Whether the store is tried at start for whether it honours conditional writes."""
 
     request_timeout: float = 10.0
     """How long a request waits for the store before it is answered with an error."""
@@ -47,31 +51,50 @@ class BrokerSettings:
     max_request_bytes: int = 1024 * 1024
     """The largest request."""
 
+    receive_timeout: float = 30.0
+    """How long a request may take to arrive, from its first byte to its last; then its connection is closed."""
+
     stop_timeout: float = 1.5
     """How long `stop()` takes at most: a third each for what is under way, for connections, for the hand-over."""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_timeout", "broker_heartbeat_interval", "broker_heartbeat_timeout",
-                     "storage_timeout", "request_timeout", "stop_timeout"):  # fmt: skip
-            _require(getattr(self, name) > 0, f"{name} must be more than 0 s")
+                     "attempt_timeout", "request_timeout", "receive_timeout", "stop_timeout"):  # fmt: skip
+            _require(getattr(self, name) > 0, f"{name} must be more than 0 s".replace("attempt", "storage"))
         _require(self.group_commit_interval >= 0, "group_commit_interval must not be negative")
         for name in ("max_attempts", "max_pending", "max_pending_bytes", "max_request_bytes"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
 
     def check_against(self, storage: StorageBackend) -> None:
         """Raise `ConfigError` if the leader's sign of life could not get through to this store in time."""
-        spacing = self.write_spacing(storage)
+        spacing = self.slowest_spacing(storage)
         slowest = max(self.broker_heartbeat_interval, spacing)
         _require(
-            self.broker_heartbeat_timeout >= 3 * slowest,
+            self.broker_heartbeat_timeout >= 3 * slowest * (1 - 1e-9),  # 0.3 is a little less than 3 × 0.1
             f"broker_heartbeat_timeout is {self.broker_heartbeat_timeout:g} s, but must be at least 3 × {slowest:g} s: "
             f"the larger of broker_heartbeat_interval ({self.broker_heartbeat_interval:g} s) and the time between "
-            f"two writes ({spacing:g} s). Raise the timeout or lower the interval",
+            f"two writes ({spacing:g} s). Raise the timeout, lower the interval, or allow more writes",
         )
+        _require(
+            self.attempt_timeout + self.broker_heartbeat_interval < self.broker_heartbeat_timeout,
+            f"storage_timeout ({self.attempt_timeout:g} s) and broker_heartbeat_interval "
+            f"({self.broker_heartbeat_interval:g} s) must be less than broker_heartbeat_timeout "
+            f"({self.broker_heartbeat_timeout:g} s) together, or one request that the store does not answer costs "
+            "the leadership. Lower storage_timeout",
+        )
+
+    @property
+    def attempt_timeout(self) -> float:
+        """Seconds that one request to the store may take."""
+        return 0.3 * self.broker_heartbeat_timeout if self.storage_timeout is None else self.storage_timeout
 
     def write_spacing(self, storage: StorageBackend) -> float:
         """Seconds that must pass from one write to the next on this store."""
         return max(self.group_commit_interval, storage.min_write_interval)
+
+    def slowest_spacing(self, storage: StorageBackend) -> float:
+        """Seconds from one write to the next when a budget on the store is used up."""
+        return max(self.group_commit_interval, storage.slowest_write_interval)
 
     def rules(self, storage: StorageBackend) -> Rules:
         """What the state machine needs to know of all this."""

@@ -1,4 +1,4 @@
-"""WebSocket: requests in JSON frames, many at a time on one connection, each answered under its id."""
+"""WebSocket: requests in JSON messages, many at a time on one connection, each answered under its id."""
 
 from __future__ import annotations
 
@@ -11,18 +11,33 @@ from msgspec import Raw, Struct
 from starlette.types import Message, Receive, Scope, Send
 
 from osqueue_client import wire_json
-from osqueue_client.errors import BrokerProtocolError, OsqueueError, RequestTooLargeError, wire_fields
-from osqueue_client.operations import OPERATIONS
+from osqueue_client.errors import BrokerLeadershipError, BrokerProtocolError, OsqueueError, wire_fields
+from osqueue_client.models import Model
+from osqueue_client.operations import LIST_DEAD, LIST_JOBS, OPERATIONS, AnyOperation
 
-from .rest import Service, unexpected
+from .transport import (
+    Service,
+    Texts,
+    decode_request,
+    refuse_handshake,
+    refuse_lone_surrogate,
+    too_large,
+    unexpected,
+)
 
 logger = logging.getLogger("osqueue.broker.websocket")
 
 MAX_IN_FLIGHT: Final = 1024
-"""Requests of one connection that are worked on at a time; further ones are not read yet."""
+"""Requests of one connection that may wait for their answers; further ones are not read yet."""
 
-MAX_UNSENT: Final = 1024 * 1024
-"""Bytes of answers that a peer may leave unread before its further requests wait."""
+MAX_BYTES_IN_FLIGHT: Final = 8 * 1024 * 1024
+"""Bytes of such requests after which no further one is read."""
+
+_LONGEST_KEPT_ID: Final = 1024
+"""The id of a message that is too large is given back only up to this length."""
+
+_LISTS: Final = frozenset({LIST_JOBS.name, LIST_DEAD.name})
+"""Methods with large answers."""
 
 _NULL: Final = Raw(b"null")
 _BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
@@ -32,6 +47,10 @@ class _Request(Struct):
     id: Raw = _NULL
     method: str = ""
     params: Raw = _NULL
+
+
+class _Identified(Struct):
+    id: Raw = _NULL
 
 
 class _Answer(Struct):
@@ -47,24 +66,25 @@ class _Refusal(Struct):
 
 
 _decoder = msgspec.json.Decoder(_Request)
-_id_decoder = msgspec.json.Decoder(dict[str, Raw])
+_id_decoder = msgspec.json.Decoder(_Identified)
 _encoder = msgspec.json.Encoder()
 
 
 class WebSocketEndpoint:
     """The ASGI application of `/v1/ws`, and the sessions that are open on it."""
 
-    def __init__(self, service: Service, max_request_bytes: int) -> None:
+    def __init__(self, service: Service, max_request_bytes: int, texts: Texts) -> None:
         self._service = service
         self._limit = max_request_bytes
+        self._texts = texts
         self._sessions: set[_Session] = set()
         self._is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._is_draining:
-            await _turn_away(scope, send)
+            await refuse_handshake(scope, send, BrokerLeadershipError("the broker stops"), close_code=1012)
             return
-        session = _Session(self._service, self._limit, receive, send)
+        session = _Session(self._service, self._limit, self._texts, receive, send)
         self._sessions.add(session)
         try:
             await session.run()
@@ -72,24 +92,39 @@ class WebSocketEndpoint:
             self._sessions.discard(session)
 
     async def drain(self) -> None:
-        """Read no more, answer what was read, and close every connection with 1012. New ones are turned away."""
+        """Read no more, answer what was read, and close every connection with 1012. New ones are turned away.
+
+        A peer that does not read its answers is waited for. Cancelling this ends only the waiting: what is left
+        falls to whoever closes the connections.
+        """
         self._is_draining = True
-        await asyncio.gather(*(session.drain() for session in list(self._sessions)))
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.start_draining()
+        for session in sessions:
+            await session.wait_ended()
 
 
 class _Session:
-    """One connection. What was read is done whether or not the peer stays for the answer, as over HTTP."""
+    """One connection. What was read is done whether or not the peer stays for the answer, as over HTTP.
 
-    def __init__(self, service: Service, limit: int, receive: Receive, send: Send) -> None:
+    What it may hold is bounded, however much is asked and however little is read: so many requests, so many bytes of
+    them, one answer on its way, one list that is being made.
+    """
+
+    def __init__(self, service: Service, limit: int, texts: Texts, receive: Receive, send: Send) -> None:
         self._service = service
         self._limit = limit
+        self._texts = texts
         self._receive = receive
         self._send = send
-        self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._unsent = 0
-        self._is_read = asyncio.Event()
-        """Clear while the peer leaves so many answers unread that no more are made."""
-        self._is_read.set()
+        self._in_flight = 0
+        self._bytes_in_flight = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._sending = asyncio.Lock()
+        """Held while an answer is made and sent: the next one is made when the peer has read enough."""
+        self._listing = asyncio.Lock()
         self._is_draining = False
         self._reader: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
@@ -109,10 +144,12 @@ class _Session:
         finally:
             self._has_ended.set()
 
-    async def drain(self) -> None:
+    def start_draining(self) -> None:
         self._is_draining = True
         if self._reader is not None:
             self._reader.cancel()
+
+    async def wait_ended(self) -> None:
         await self._has_ended.wait()
 
     async def _tell(self, message: Message) -> None:
@@ -125,74 +162,100 @@ class _Session:
             logger.debug("peer_gone", extra={"reason": repr(error)})
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            text = message.get("text")
-            body = message.get("bytes") or b"" if text is None else text.encode()
-            await self._room.acquire()
-            group.create_task(self._answer(body))
+        # No name here holds a message: a large one would stay until the next comes.
+        while self._take(await self._receive(), group):
+            await self._has_room.wait()
 
-    async def _answer(self, body: bytes) -> None:
+    def _take(self, message: Message, group: asyncio.TaskGroup) -> bool:
+        """Start on one message. Return whether more may follow."""
+        if message["type"] == "websocket.disconnect":
+            return False
+        text = message.get("text")
+        body = message.get("bytes") or b"" if text is None else text.encode()
+        refusal = None
+        if len(body) > self._limit:  # only its refusal waits, not the message
+            refusal = _refusal(_kept_id_of(body), too_large(self._limit, "message"))
+            body = b""
+        self._in_flight += 1
+        self._bytes_in_flight += len(body)
+        if not self._is_open_for_more():
+            self._has_room.clear()
+        group.create_task(self._finish(body, refusal))
+        return True
+
+    def _is_open_for_more(self) -> bool:
+        return self._in_flight < MAX_IN_FLIGHT and self._bytes_in_flight < MAX_BYTES_IN_FLIGHT
+
+    async def _finish(self, body: bytes, refusal: bytes | None) -> None:
+        try:
+            if refusal is None:
+                refusal = await self._answer(body)
+            if refusal is not None:
+                async with self._sending:
+                    await self._tell({"type": "websocket.send", "text": refusal.decode()})
+        finally:
+            self._in_flight -= 1
+            self._bytes_in_flight -= len(body)
+            if self._is_open_for_more():
+                self._has_room.set()
+
+    async def _answer(self, body: bytes) -> bytes | None:
+        """Do what a message asks and answer it; return the refusal where it is refused."""
         id = _NULL
         try:
-            await self._is_read.wait()
-            if len(body) > self._limit:
-                raise RequestTooLargeError(
-                    f"the message is larger than {self._limit:,} bytes", outcome="not_applied"
-                )
             wire_json.check_text(body, "the message")
             request = _parse(body)
             id = request.id
-            result = await self._call(request)
-            answer = _encoder.encode(_Answer(id, True, Raw(result)))
+            operation = _operation(request.method)
+            params = bytes(request.params)
+            model = decode_request(operation, b"{}" if params == b"null" else params)
+            model = wire_json.require_job_id(operation, model)
+            if operation.name in _LISTS:
+                async with self._listing:
+                    await self._do(id, operation, model)
+            else:
+                await self._do(id, operation, model)
         except OsqueueError as error:
-            answer = _refusal(_id_of(body) if id is _NULL else id, error)
+            return _refusal(_id_of(body) if id is _NULL else id, error)
         except Exception as error:  # noqa: BLE001  # a fault of ours ends neither the connection nor its neighbours
-            answer = _refusal(id, unexpected(error))
-        finally:
-            self._room.release()
-        self._unsent += len(answer)
-        if self._unsent > MAX_UNSENT:
-            self._is_read.clear()
-        await self._tell({"type": "websocket.send", "text": answer.decode()})
-        self._unsent -= len(answer)
-        if self._unsent <= MAX_UNSENT:
-            self._is_read.set()
+            return _refusal(id, unexpected(error))
+        return None
 
-    async def _call(self, request: _Request) -> bytes:
-        operation = _BY_NAME.get(request.method)
-        if operation is None:
-            what = f"unknown method {request.method!r}" if request.method else "field 'method' is missing"
-            raise BrokerProtocolError(what, field="method", method=request.method)
-        params = bytes(request.params)
-        model = wire_json.decode_request(operation, b"{}" if params == b"null" else params)
-        answer = await self._service.call(operation, wire_json.require_job_id(operation, model))
-        return wire_json.encode(answer)
+    async def _do(self, id: Raw, operation: AnyOperation, request: Model) -> None:
+        answer = await self._service.call(operation, request)
+        async with self._sending:
+            text = _encoder.encode(_Answer(id, True, Raw(self._texts.of(answer))))
+            await self._tell({"type": "websocket.send", "text": text.decode()})
 
 
-async def _turn_away(scope: Scope, send: Send) -> None:
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 1012})
-        return
-    await send({"type": "websocket.http.response.start", "status": 503, "headers": []})
-    await send({"type": "websocket.http.response.body", "body": b"the broker stops"})
+def _operation(method: str) -> AnyOperation:
+    operation = _BY_NAME.get(method)
+    if operation is None:
+        what = f"unknown method {method!r}" if method else "field 'method' is missing"
+        raise BrokerProtocolError(what, field="method", method=method)
+    return operation
 
 
 def _parse(body: bytes) -> _Request:
     try:
         return _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
+        refuse_lone_surrogate(body, "the message", within="params.")
         raise BrokerProtocolError(f"the message is not a request: {error}") from None
 
 
 def _id_of(body: bytes) -> Raw:
     """Return the id of a message that is no proper request, where it has one that can be read."""
     try:
-        return _id_decoder.decode(body).get("id", _NULL)
+        return _id_decoder.decode(body).id
     except (msgspec.DecodeError, RecursionError):
         return _NULL
+
+
+def _kept_id_of(body: bytes) -> Raw:
+    """Return the id of a message as a copy: where it stands it would keep the whole message."""
+    id = _id_of(body)
+    return id.copy() if len(memoryview(id)) <= _LONGEST_KEPT_ID else _NULL
 
 
 def _refusal(id: Raw, error: OsqueueError) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,18 @@ from .state import QueueState
 DEAD_PAGE: Final = 100
 """Dead jobs on a page when the request does not say."""
 
+WORKER_ID_LIMIT: Final = 1024
+"""Characters of a worker's id."""
+
+TYPES_LIMIT: Final = 1000
+"""Job types that one claim may name."""
+
+ERROR_TYPE_LIMIT: Final = 256
+ERROR_MESSAGE_LIMIT: Final = 8192
+"""Characters that are kept of an error; the rest is cut off."""
+
+_SHORTEST_MESSAGE: Final = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
@@ -43,17 +55,43 @@ class Applied:
     has_changed: bool
 
 
-def apply(state: QueueState, batch: Iterable[Mutation], now: Now) -> Applied:
-    """Expire what has expired by now, then do the mutations in their order."""
+def apply(state: QueueState, batch: Sequence[Mutation], now: Now) -> Applied:
+    """Do the mutations; return their answers in the same order.
+
+    What proves that a worker is alive goes first, then leases expire, then comes all else: a heartbeat that had
+    to wait for the store keeps its lease.
+    """
     before = state.changes
+    answers: list[Model | OsqueueError] = [_DONE] * len(batch)
+    others: list[int] = []
+    for place, mutation in enumerate(batch):
+        if mutation.operation.name in _OF_LEASES:
+            answers[place] = _answer(state, mutation, now)
+        else:
+            others.append(place)
     expire(state, now)
-    answers: list[Model | OsqueueError] = []
-    for mutation in batch:
-        try:
-            answers.append(_HANDLERS[mutation.operation.name](state, mutation, now))
-        except OsqueueError as error:
-            answers.append(error)
+    for place in others:
+        answers[place] = _answer(state, batch[place], now)
     return Applied(answers, state.changes != before)
+
+
+def never_changes(operation: AnyOperation) -> bool:
+    """Whether an operation owes no commit, whatever the state: reads, and heartbeats."""
+    return operation.is_read or operation is operations.HEARTBEAT
+
+
+def answer_without_commit(
+    state: QueueState, batch: Sequence[Mutation], now: Now
+) -> list[Model | OsqueueError]:
+    """Answer what never changes anything; no lease expires meanwhile."""
+    return [_answer(state, mutation, now) for mutation in batch]
+
+
+def _answer(state: QueueState, mutation: Mutation, now: Now) -> Model | OsqueueError:
+    try:
+        return _HANDLERS[mutation.operation.name](state, mutation, now)
+    except OsqueueError as error:
+        return error
 
 
 def expire(state: QueueState, now: Now) -> None:
@@ -74,7 +112,14 @@ def bury_exhausted(state: QueueState, now: Now) -> None:
 
 
 def _end_attempt(state: QueueState, job: Job, error: models.JobError, now: Now, *, may_retry: bool) -> None:
-    job.last_error = {"type": error.type, "message": error.message, "at": now.wall_ms}
+    message = error.message
+    if state.is_short_of_room(len(message)):
+        message = message[:_SHORTEST_MESSAGE]  # an error must never be what makes the document too large
+    job.last_error = {
+        "type": error.type[:ERROR_TYPE_LIMIT],
+        "message": message[:ERROR_MESSAGE_LIMIT],
+        "at": now.wall_ms,
+    }
     if may_retry and state.attempts_left(job):
         state.release(job)
     else:
@@ -104,6 +149,15 @@ def _submit(state: QueueState, mutation: Mutation, now: Now) -> Model:
 def _claim(state: QueueState, mutation: Mutation, now: Now) -> Model:
     request = mutation.request
     assert isinstance(request, models.ClaimJob)
+    if len(request.worker_id) > WORKER_ID_LIMIT:
+        raise BrokerProtocolError(
+            f"claimJob: field 'workerId' is longer than {WORKER_ID_LIMIT:,} characters", field="workerId"
+        )
+    if request.types and len(request.types) > TYPES_LIMIT:
+        raise BrokerProtocolError(
+            f"claimJob: field 'types' names more than {TYPES_LIMIT:,} types: send [] to claim any",
+            field="types",
+        )
     job = state.first_claimable(request.types or ())
     if job is None:
         return models.ClaimedJob()
@@ -134,23 +188,21 @@ def _fail(state: QueueState, mutation: Mutation, now: Now) -> Model:
 
 
 def _requeue_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
-    request = mutation.request
-    assert isinstance(request, models.DeadJobRef)
-    dead = state.dead.get(request.job_id)
-    if dead is None:
-        raise JobNotFoundError(f"no dead job {request.job_id}")
-    state.requeue(dead)
+    state.requeue(_dead(state, mutation.request))
     return _DONE
 
 
 def _delete_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
-    request = mutation.request
+    state.delete_dead(_dead(state, mutation.request))
+    return _DONE
+
+
+def _dead(state: QueueState, request: Model) -> DeadJob:
     assert isinstance(request, models.DeadJobRef)
     dead = state.dead.get(request.job_id)
     if dead is None:
         raise JobNotFoundError(f"no dead job {request.job_id}")
-    state.delete_dead(dead)
-    return _DONE
+    return dead
 
 
 def _stats(state: QueueState, mutation: Mutation, now: Now) -> Model:
@@ -164,13 +216,15 @@ def _stats(state: QueueState, mutation: Mutation, now: Now) -> Model:
 
 
 def _list_jobs(state: QueueState, mutation: Mutation, now: Now) -> Model:
-    return models.JobList(
-        jobs=tuple(_info(job) for job in state.jobs),
-        total=len(state.jobs),
-        unclaimed=state.unclaimed,
-        in_progress=state.in_progress,
-        completed_total=state.completed_total,
-    )
+    if state.listing is None:  # one for all who ask before the next change
+        state.listing = models.JobList(
+            jobs=tuple(_info(job) for job in state.jobs),
+            total=len(state.jobs),
+            unclaimed=state.unclaimed,
+            in_progress=state.in_progress,
+            completed_total=state.completed_total,
+        )
+    return state.listing
 
 
 def _list_dead(state: QueueState, mutation: Mutation, now: Now) -> Model:
@@ -226,6 +280,10 @@ def _info(job: Job) -> models.JobInfo:
 
 
 _DONE: Final = models.Empty()
+
+_OF_LEASES: Final = frozenset(
+    operation.name for operation in (operations.HEARTBEAT, operations.COMPLETE_JOB, operations.FAIL_JOB)
+)
 
 _Handler = Callable[[QueueState, Mutation, Now], Model]
 _HANDLERS: Final[dict[str, _Handler]] = {

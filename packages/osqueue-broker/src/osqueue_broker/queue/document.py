@@ -113,5 +113,5 @@ def _decode(body: bytes, type: type[T]) -> T:
     except (msgspec.DecodeError, RecursionError) as error:
         raise EngineStateError(
             f"the object is not a queue document ({error}); nothing was changed. Look at it, and either mend it "
-            "or point the broker at another prefix"
+            "or give the broker another storage"
         ) from error

@@ -19,6 +19,9 @@ GONE: Final = "gone"
 
 Fields = dict[str, Raw | str | int | dict[str, str | int]]
 
+_ROOM: Final = 160
+"""Bytes that the names and numbers add which a lease and an error put into a job's text."""
+
 _encoder = msgspec.json.Encoder()
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
 
@@ -50,6 +53,7 @@ class Job:
     """A job in memory. The queue changes the slots; `text` follows when the job is next written."""
 
     __slots__ = (
+        "_size_when_read",
         "_text",
         "attempts",
         "block",
@@ -80,8 +84,9 @@ class Job:
         self.heartbeat = known.heartbeat
         self.last_error: dict[str, str | int] | None = None
         self.position = position
-        # What the job counts in the document's size, with room for what a lease adds to its text.
-        self.size = len(text) + 128
+        self._size_when_read = len(text)
+        self.size = 0
+        self._measure()
         self.lease_deadline = 0.0
         self.block: Block | None = None
 
@@ -113,6 +118,19 @@ class Job:
         """The payload's JSON text, or `UNSET` if the job has none."""
         return _payload_decoder.decode(self._text).payload
 
+    def rewrite(self) -> None:
+        """Have the text made again, as slots have changed; `size` is right at once."""
+        self.is_stale = True
+        self._measure()
+
+    def _measure(self) -> None:
+        # An estimate that is never too small: what came, and what the queue adds in its place or beside it.
+        self.size = self._size_when_read + _ROOM + _text_size(self.worker_id or "")
+        if self.last_error is not None:
+            self.size += sum(
+                _text_size(value) for value in self.last_error.values() if isinstance(value, str)
+            )
+
     def text(self) -> bytes:
         """Return the job as JSON text, with every field that it came with."""
         if self.is_stale:
@@ -140,3 +158,7 @@ def _set_or_drop(fields: Fields, name: str, value: str | int | None) -> None:
         fields.pop(name, None)
     else:
         fields[name] = value
+
+
+def _text_size(text: str) -> int:
+    return len(_encoder.encode(text))

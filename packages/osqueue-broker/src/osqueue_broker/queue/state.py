@@ -7,6 +7,8 @@ from itertools import count
 
 from msgspec import Raw
 
+from osqueue_client.models import JobList
+
 from .dead import DeadJob
 from .job import GONE, IN_PROGRESS, UNCLAIMED, Job
 from .ready import Ready
@@ -31,6 +33,8 @@ class QueueState:
         self.in_progress = 0
         self.bytes = 0
         self.unknown: dict[str, Raw] = {}
+        self.listing: JobList | None = None
+        """What `listJobs` answered last; None once that is no longer true."""
         self._positions = count()
         self._by_position: dict[int, Job] = {}
         self._ready = Ready(self._by_position)
@@ -58,6 +62,11 @@ class QueueState:
             if job and (oldest is None or job.position < oldest.position):
                 oldest = job
         return oldest
+
+    def is_short_of_room(self, growth: int) -> bool:
+        """Whether the document might become too large for the store by so many more bytes."""
+        limit = self.rules.max_document_bytes
+        return limit is not None and self.bytes + 2 * growth > limit
 
     def next_lease_deadline(self) -> float | None:
         """Return when the next lease may expire, in seconds of `Now.served`; None when nothing runs."""
@@ -96,7 +105,7 @@ class QueueState:
 
     def add(self, job: Job) -> None:
         """Put a new claimable job at the end."""
-        self.changes += 1
+        self._changed()
         self._take_in(job)
         self._offer(job)
 
@@ -116,6 +125,7 @@ class QueueState:
         job.heartbeat = now.wall_ms
         job.is_stale = True
         self.jobs.touch(job)
+        self.listing = None
 
     def release(self, job: Job) -> None:
         """Make a running job claimable again, in its old place."""
@@ -149,7 +159,7 @@ class QueueState:
 
     def delete_dead(self, dead: DeadJob) -> None:
         """Delete a dead job for good."""
-        self.changes += 1
+        self._changed()
         self.bytes -= len(dead.text())
         self.dead.remove(dead)
 
@@ -171,7 +181,7 @@ class QueueState:
         self.bytes += job.size
 
     def _take_out(self, job: Job) -> None:
-        self.changes += 1
+        self._changed()
         self.bytes -= job.size
         job.status = GONE
         self.jobs.remove(job)
@@ -199,13 +209,21 @@ class QueueState:
         job.worker_id = None
         job.heartbeat = None
         if len(self._leases) > 2 * self.in_progress + 64:
-            self._leases = [lease for lease in self._leases if self._running_at(lease[1])]
+            positions = {position for _, position in self._leases} - {job.position}
+            running = [found for position in positions if (found := self._running_at(position))]
+            self._leases = [(found.lease_deadline, found.position) for found in running]
             heapify(self._leases)
 
     def _rewrite(self, job: Job) -> None:
-        self.changes += 1
-        job.is_stale = True
+        self._changed()
+        self.bytes -= job.size
+        job.rewrite()
+        self.bytes += job.size
         self.jobs.touch(job)
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.listing = None
 
     def _running_at(self, position: int) -> Job | None:
         job = self._by_position.get(position)

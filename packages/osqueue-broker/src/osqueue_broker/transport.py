@@ -1,0 +1,219 @@
+"""What the transports share: the service that they call, and the form of their answers and refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+import msgspec
+from starlette.types import Scope, Send
+
+from osqueue_client import wire_json
+from osqueue_client.errors import (
+    BrokerProtocolError,
+    EngineStateError,
+    OsqueueError,
+    QueueFullError,
+    RequestTooLargeError,
+    wire_fields,
+)
+from osqueue_client.models import JobList, Model
+from osqueue_client.operations import Operation
+
+logger = logging.getLogger("osqueue.broker.transport")
+
+Req = TypeVar("Req", bound=Model)
+Res = TypeVar("Res", bound=Model)
+HeaderPairs: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+JSON: Final = b"application/json"
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class Service(Protocol):
+    """What every transport of the broker calls."""
+
+    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
+        """Do what is asked. Raises `OsqueueError`. Cancelling it is safe at any point."""
+        ...
+
+    async def document(self) -> bytes:
+        """Return the committed queue document. Raises `OsqueueError`."""
+        ...
+
+    def throttle_stats(self) -> dict[str, object]:
+        """Return the counters of a throttled storage. Raises `OsqueueError`."""
+        ...
+
+
+class Texts:
+    """Answers as they are encoded. A job list is encoded once for all who ask before the next change."""
+
+    def __init__(self, encode: Callable[[Model], bytes] = wire_json.encode) -> None:
+        self._encode = encode
+        self._listing: JobList | None = None
+        self._text = b""
+
+    def of(self, answer: Model) -> bytes:
+        """Return the text of an answer."""
+        if not isinstance(answer, JobList):
+            return self._encode(answer)
+        if self._listing is None or not _is_same_list(answer, self._listing):
+            self._listing, self._text = answer, self._encode(answer)
+        return self._text
+
+
+def _is_same_list(one: JobList, other: JobList) -> bool:
+    """Whether two lists hold the very same jobs: told without a look at any of them."""
+    return one.jobs is other.jobs and all(
+        getattr(one, name) == getattr(other, name) for name in JobList.__struct_fields__ if name != "jobs"
+    )
+
+
+class HttpRefusal(BrokerProtocolError):
+    """A malformed request that HTTP has a status of its own for. On the wire it is like any other."""
+
+    def __init__(self, message: str, *, method: str | None = None, headers: HeaderPairs = ()) -> None:
+        super().__init__(message, method=method)
+        self.headers = headers
+
+    @property
+    def tag(self) -> str:
+        """That of any malformed request."""
+        return BrokerProtocolError.__name__
+
+
+class NotThere(HttpRefusal):
+    """There is nothing at this path."""
+
+    http_status = 404
+    connect_code = "unimplemented"
+
+
+class NotTaken(HttpRefusal):
+    """The path does not take this method; the header `allow` names those that it takes."""
+
+    http_status = 405
+
+
+class TooSlow(HttpRefusal):
+    """The request has not arrived in time; its connection is closed."""
+
+    http_status = 408
+
+
+class UnknownMedia(HttpRefusal):
+    """The body is of a type or in an encoding that is not taken."""
+
+    http_status = 415
+
+
+class NeedsUpgrade(HttpRefusal):
+    """The path speaks WebSocket only."""
+
+    http_status = 426
+
+
+class HeadTooLarge(HttpRefusal):
+    """The request line and the headers are too large; the connection is closed."""
+
+    http_status = 431
+
+
+def too_large(limit: int, what: str = "request") -> RequestTooLargeError:
+    """Return the refusal of a request over the limit."""
+    return RequestTooLargeError(f"the {what} is larger than {limit:,} bytes", outcome="not_applied")
+
+
+def unexpected(error: Exception) -> EngineStateError:
+    """Log a fault of ours, and return what may be told of it."""
+    logger.error("request_failed", exc_info=error)
+    return EngineStateError("the broker failed at this request; its log says why", outcome="unknown")
+
+
+def decode_request(operation: Operation[Req, Model], body: bytes) -> Req:
+    """Return the request that stands in a JSON body, as `wire_json` does, and name a lone surrogate.
+
+    Raises `BrokerProtocolError`.
+    """
+    try:
+        return wire_json.decode_request(operation, body)
+    except BrokerProtocolError as error:
+        if error.field is None:
+            refuse_lone_surrogate(body, operation.name)
+        raise
+
+
+def refuse_lone_surrogate(body: bytes, method: str, *, within: str = "") -> None:
+    r"""Raise `BrokerProtocolError` if a JSON text that cannot be read has half a surrogate pair (`"\ud800"`) in it.
+
+    JSON's grammar allows it, but it stands for no character: there is no UTF-8 for it. The readers in use only say that
+    the input is truncated. `within` is what the field's name has before it in this text.
+    """
+    if _SURROGATE.search(body) is None:
+        return
+    try:
+        place = _lone_surrogate(json.loads(body))
+    except (ValueError, RecursionError):
+        return
+    if place is not None:
+        place = place.removeprefix(within)
+        what = f"field '{place}'" if place else "the text"
+        raise BrokerProtocolError(
+            f"{method}: {what} holds a lone surrogate escape, which is not text",
+            field=place or None,
+            method=method,
+        ) from None
+
+
+def _lone_surrogate(value: object) -> str | None:
+    """Return where such a string stands ("error.message"), None when nowhere."""
+    match value:
+        case str():
+            return None if value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value) else ""
+        case dict():
+            for name, item in value.items():
+                if _lone_surrogate(name) is not None:
+                    return ""
+                if (inner := _lone_surrogate(item)) is not None:
+                    return f"{name}.{inner}" if inner else name
+        case list():
+            for item in value:
+                if (inner := _lone_surrogate(item)) is not None:
+                    return inner
+    return None
+
+
+def error_headers(error: OsqueueError) -> list[tuple[bytes, bytes]]:
+    """Return the headers that belong to an error over HTTP."""
+    if isinstance(error, QueueFullError) and error.retry_after is not None:
+        return [(b"retry-after", b"%d" % max(math.ceil(error.retry_after), 1))]
+    return [*error.headers] if isinstance(error, HttpRefusal) else []
+
+
+async def send_error(send: Send, error: OsqueueError, *, prefix: str = "") -> None:
+    """Send an error as the answer that clients of the protocol expect."""
+    await send_json(
+        send, msgspec.json.encode(wire_fields(error)), error.http_status, error_headers(error), prefix=prefix
+    )
+
+
+async def send_json(
+    send: Send, body: bytes, status: int = 200, headers: HeaderPairs = (), *, prefix: str = ""
+) -> None:
+    """Send JSON text as the whole answer."""
+    head = [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": prefix + "http.response.start", "status": status, "headers": head})
+    await send({"type": prefix + "http.response.body", "body": body})
+
+
+async def refuse_handshake(scope: Scope, send: Send, error: OsqueueError, *, close_code: int) -> None:
+    """Answer a WebSocket handshake with an error over HTTP, or with 403 where the server can say no more."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await send_error(send, error, prefix="websocket.")
+    else:
+        await send({"type": "websocket.close", "code": close_code})

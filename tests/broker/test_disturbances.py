@@ -1,0 +1,123 @@
+"""What a leader does when the store loses requests, is on a budget, or others rewrite the document: in fake time."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from itertools import pairwise
+
+import pytest
+from broker.support import KEY, FaultyStore, candidate, fake_clock, in_fake_time, leading, until
+
+from osqueue_broker import BrokerSettings
+from osqueue_broker.leading import leading as leading_from_the_start
+from osqueue_client import operations
+from osqueue_client.errors import EngineStateError
+from osqueue_storage import MemoryBackend, ThrottledStorageBackend
+
+
+@in_fake_time
+async def test_a_write_that_had_to_be_sent_again_is_spaced_from_the_next_too() -> None:
+    store = FaultyStore()
+    async with leading(store, group_commit_interval=1.0) as leader:
+        await leader.ask(operations.SUBMIT_JOB)
+        store.faults = ["request", "request", "request"]
+        await leader.ask(operations.SUBMIT_JOB)
+        await leader.ask(operations.SUBMIT_JOB)
+        assert min(later - sooner for sooner, later in pairwise(store.sent_at)) >= 1 - 1e-6
+
+
+@in_fake_time
+async def test_a_new_term_upon_a_rewrite_is_spaced_from_the_refused_write() -> None:
+    store = FaultyStore()
+    async with leading(store, group_commit_interval=1.0):
+        store.put_now(store.now() | {"note": "x"})
+        await until(lambda: store.now()["epoch"] == 2, 100)
+        assert min(later - sooner for sooner, later in pairwise(store.sent_at)) >= 1 - 1e-6
+
+
+@in_fake_time
+async def test_a_lease_is_fresh_in_a_new_term_however_long_the_takeover_took() -> None:
+    store = FaultyStore()
+    async with leading(store, heartbeat_timeout=2.0) as leader:
+        await leader.ask(operations.SUBMIT_JOB)
+        await leader.ask(operations.CLAIM_JOB, worker_id="w")
+        store.put_now(store.now() | {"note": "x"})
+        store._latency = 2.8
+        refused = leader.put(operations.SUBMIT_JOB)
+        await until(lambda: store.now()["epoch"] == 2, 100)
+        store._latency = 0.0
+        landed_at = fake_clock().now
+        await until(lambda: store.now()["jobs"][0]["status"] == "unclaimed", 100)
+        # The answer of the write that has just landed is on its way for 1.4 s; then the lease of 2 s begins.
+        assert 3.39 <= fake_clock().now - landed_at < 8.0
+        assert refused.exception() is not None
+
+
+@in_fake_time
+async def test_two_rewrites_that_still_name_us_do_not_end_the_leadership() -> None:
+    store = FaultyStore()
+    async with leading(store) as leader:
+        store.put_now(store.now() | {"note": "x"})
+        store.meanwhile = [lambda: None, lambda: store.put_now(store.now() | {"note": "y"})]
+        await until(lambda: store.now().get("note") == "y" and store.now()["epoch"] == 2, 100)
+        await leader.ask(operations.SUBMIT_JOB)
+        assert not leader.ended.done()
+
+
+@in_fake_time
+async def test_a_pause_ends_no_lease_however_short_leases_are() -> None:
+    store = FaultyStore()
+    async with leading(store, heartbeat_timeout=2.0) as leader:
+        await leader.ask(operations.SUBMIT_JOB)
+        await leader.ask(operations.CLAIM_JOB, worker_id="w")
+        fake_clock().now += 3600
+        written = len(store.attempts)
+        await until(lambda: len(store.attempts) > written, 100)
+        assert store.now()["jobs"][0]["status"] == "in_progress"
+
+
+@in_fake_time
+async def test_a_document_that_is_deleted_during_the_takeover_is_not_made_anew() -> None:
+    store = FaultyStore()
+    store.put_now({"broker": None, "jobs": [{"id": "a", "status": "unclaimed"}]})
+    store.meanwhile = [lambda: store._objects.pop(KEY)]
+    with pytest.raises(EngineStateError, match="deleted"):
+        await candidate(store, fake_clock()).run(has_bound=True)
+    assert store.object() is None
+
+
+class ThrottleClock:
+    """The time of the fake loop."""
+
+    def monotonic(self) -> float:
+        return fake_clock().now
+
+    def today(self) -> date:
+        return date(2030, 1, 1)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("writes_per_day", [None, 3])
+@pytest.mark.parametrize("probe", [True, False])
+@in_fake_time
+async def test_a_broker_starts_and_keeps_leading_on_two_writes_a_minute(
+    probe: bool, writes_per_day: int | None
+) -> None:
+    store = ThrottledStorageBackend(
+        MemoryBackend(), writes_per_minute=2, writes_per_day=writes_per_day, clock=ThrottleClock()
+    )
+    settings = BrokerSettings(
+        broker_heartbeat_interval=20, broker_heartbeat_timeout=100, storage_timeout=1, probe_storage=probe
+    )
+    settings.check_against(store)
+    async with leading_from_the_start(store, "us:1", settings, fake_clock(), has_bound=True) as leadership:
+        written = store.throttle_stats().total_writes
+        await asyncio.sleep(300)
+        assert 8 <= store.throttle_stats().total_writes - written <= 10
+        assert not leadership.ended.done()
+        assert (
+            store.throttle_stats().total_reads <= 2
+        )  # no write was taken for lost while it waited for its turn
