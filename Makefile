@@ -25,8 +25,10 @@ lint:
 layers:
 	PYTHONPATH=$$(echo $(SOURCES) | tr ' ' ':') $(BIN)/lint-imports
 
+# Two runs: the examples' `broker` and `worker` are modules, those of the tests are folders.
 types:
-	MYPYPATH=$$(echo $(SOURCES) | tr ' ' ':'):examples $(BIN)/mypy $(SOURCES) examples/*.py
+	MYPYPATH=examples $(BIN)/mypy $(SOURCES) examples
+	$(BIN)/mypy tests tools benchmarks
 
 # The committed messages must be those that the .proto files give today.
 generated:

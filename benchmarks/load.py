@@ -4,7 +4,8 @@ python load.py '{"port": 8080, "pid": 4711, "transport": "rest", "clients": 64, 
 
 A process of its own, without an HTTP library: requests are made once, answers are only looked at as far as
 needed, so that the server is the slower side. A phase is `submit`, `work` (claim, then complete) or `cycle`
-(all three). Prints a JSON list with one object per phase.
+(all three). Several phases take turns, each with a share of jobs at a time, so that the queue stays short and
+both see the same one; a single phase runs for the window. Prints a JSON list with one object per phase.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
+import math
 import re
 import struct
 import sys
+from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,17 @@ import uvloop
 PAYLOAD = '{"to":"user@example.com","subject":"Hello!","body":"A short text."}'
 WARM_UP = 0.3
 STEPS = {"submit": ("submit",), "work": ("claim", "complete"), "cycle": ("submit", "claim", "complete")}
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process has used, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
+    """Return the CPU time that a process has used, all its threads together, to the microsecond."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def share(clients: int) -> int:
+    """Return how many jobs a phase does before the next phase's turn: enough for steady batches."""
+    return max(1_000, 32 * clients)
 
 
 class Rest:
@@ -143,7 +150,7 @@ class Client(asyncio.Protocol):
         self._data = b""
         self._job_id = b""
         self._step = "handshake"
-        self._steps = iter(())
+        self._steps: Iterator[str] = iter(())
         self.is_idle = asyncio.Event()
 
     def connection_made(self, transport: Any) -> None:
@@ -195,7 +202,7 @@ class Client(asyncio.Protocol):
 
     def _next(self) -> None:
         self._step = step = next(self._steps)
-        if self._load.must_stop and step == self._first:
+        if step == self._first and not self._load.takes_another():
             self.is_idle.set()
         elif step == "complete":
             self.transport.write(self._wire.complete(self._job_id))
@@ -203,13 +210,38 @@ class Client(asyncio.Protocol):
             self.transport.write(self._wire.submit if step == "submit" else self._wire.claim)
 
 
+class Result:
+    """What a phase came to."""
+
+    def __init__(self) -> None:
+        self.requests = self.jobs = self.errors = self.empty = self.writes = 0
+        self.cpu = self.seconds = 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures."""
+        return {
+            "rate": self.requests / self.seconds,
+            "cpu_per_request": self.cpu / max(self.requests, 1),
+            "busy": self.cpu / self.seconds,
+            "errors": self.errors,
+            "empty": self.empty,
+            "jobs": self.jobs,
+            "writes": self.writes,
+        }
+
+
 class Load:
     """All clients, and what they counted."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self.must_stop = False
+        self._left: float = 0
         self.requests = self.jobs = self.errors = self.empty = 0
+
+    def takes_another(self) -> bool:
+        """Whether a client shall begin another round of its steps."""
+        self._left -= 1
+        return self._left >= 0
 
     async def run(self) -> list[dict[str, float]]:
         """Run all phases over the same connections; return what each came to."""
@@ -218,37 +250,58 @@ class Load:
         for number in range(self._options["clients"]):
             wire = TRANSPORTS[self._options["transport"]](f"worker-{number}")
             _, client = await loop.create_connection(
-                lambda wire=wire: Client(self, wire), "127.0.0.1", self._options["port"]
+                partial(Client, self, wire), "127.0.0.1", self._options["port"]
             )
             clients.append(client)
         await self._idle(clients)
-        results = [await self._phase(clients, phase) for phase in self._options["phases"]]
+        phases = self._options["phases"]
+        results = await (
+            self._in_turns(clients, phases) if len(phases) > 1 else self._window(clients, *phases)
+        )
         for client in clients:
             client.transport.close()
+        return [result.summary() for result in results]
+
+    async def _in_turns(self, clients: list[Client], phases: list[str]) -> list[Result]:
+        """Do a share of each phase in turn until the window is over for each; the first turn is the warm-up."""
+        window, jobs = self._options["window"], share(len(clients))
+        for phase in phases:
+            await self._measure(Result(), clients, phase, jobs)
+        results = [Result() for _ in phases]
+        while any(result.seconds < window for result in results):
+            for result, phase in zip(results, phases, strict=True):
+                await self._measure(result, clients, phase, jobs)
         return results
 
-    async def _phase(self, clients: list[Client], phase: str) -> dict[str, float]:
+    async def _window(self, clients: list[Client], phase: str) -> list[Result]:
+        """Run a phase for the window, after a warm-up."""
+        result = Result()
+        await self._measure(Result(), clients, phase, math.inf, WARM_UP)
+        await self._measure(result, clients, phase, math.inf, self._options["window"])
+        return [result]
+
+    async def _measure(
+        self, result: Result, clients: list[Client], phase: str, jobs: float, window: float | None = None
+    ) -> None:
+        """Have the clients do so many jobs, or run for so many seconds, and add what it came to."""
         loop, pid = asyncio.get_running_loop(), self._options["pid"]
-        seq_before = await self._seq()
-        self.must_stop = False
+        self._left = jobs
         self.requests = self.jobs = self.errors = self.empty = 0
+        writes = -await self._seq()
+        cpu, began = -cpu_seconds(pid), loop.time()
         for client in clients:
             client.start(STEPS[phase])
-        await asyncio.sleep(WARM_UP)
-        requests, cpu, start = self.requests, cpu_seconds(pid), loop.time()
-        await asyncio.sleep(self._options["window"])
-        requests, cpu, took = self.requests - requests, cpu_seconds(pid) - cpu, loop.time() - start
-        self.must_stop = True
+        if window is not None:
+            await asyncio.sleep(window)
+            self._left = 0
         await self._idle(clients)
-        return {
-            "rate": requests / took,
-            "cpu_per_request": cpu / max(requests, 1),
-            "busy": cpu / took,
-            "errors": self.errors,
-            "empty": self.empty,
-            "jobs": self.jobs,
-            "writes": await self._seq() - seq_before,
-        }
+        result.cpu += cpu + cpu_seconds(pid)
+        result.seconds += loop.time() - began
+        result.writes += writes + await self._seq()
+        result.requests += self.requests
+        result.jobs += self.jobs
+        result.errors += self.errors
+        result.empty += self.empty
 
     async def _idle(self, clients: list[Client]) -> None:
         async with asyncio.timeout(15):

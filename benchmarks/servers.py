@@ -18,8 +18,10 @@ from typing import Any
 
 import uvloop
 from load import PAYLOAD
+from msgspec import Raw
 
 from osqueue_broker import BrokerServer
+from osqueue_broker.allocator import keep_freed_bodies
 from osqueue_broker.app import BrokerApp
 from osqueue_broker.listener import Listener, bind
 from osqueue_broker.origins import Origins
@@ -39,7 +41,7 @@ class EchoService:
         self._answers: dict[str, Model] = {
             SUBMIT_JOB.name: models.JobSubmitted(job_id=JOB_ID),
             CLAIM_JOB.name: models.ClaimedJob(
-                job_id=JOB_ID, payload=models.Raw(PAYLOAD), type="email:send", attempt=1
+                job_id=JOB_ID, payload=Raw(PAYLOAD), type="email:send", attempt=1
             ),
             GET_STATS.name: models.QueueStats(total=0, unclaimed=0, in_progress=0),
         }
@@ -49,7 +51,7 @@ class EchoService:
         """Return the operation's constant."""
         return self._answers.get(operation.name, self._empty)
 
-    def document(self) -> bytes:
+    async def document(self) -> bytes:
         """Return a document without commits."""
         return b'{"seq":0,"jobs":[]}'
 
@@ -59,16 +61,16 @@ class EchoService:
 
 
 def count_writes(storage: StorageBackend) -> dict[str, int]:
-    """Count the writes to a storage from now on, and those that were refused."""
+    """Count the writes of the queue document from now on, and those that were refused: not the broker's probe."""
     counts = {"writes": 0, "conflicts": 0}
     write = storage.write
 
     async def counted(key: str, body: bytes, expected_version: str) -> str:
-        counts["writes"] += 1
+        counts["writes"] += key == DOCUMENT_KEY
         try:
             return await write(key, body, expected_version)
         except CASConflictError:
-            counts["conflicts"] += 1
+            counts["conflicts"] += key == DOCUMENT_KEY
             raise
 
     storage.write = counted  # type: ignore[method-assign]  # the backend stays what it is in all else
@@ -87,6 +89,7 @@ def backlog(jobs: int) -> bytes:
 
 async def serve_broker(url: str, jobs: int) -> None:
     """Run the broker on a storage until SIGTERM."""
+    keep_freed_bodies()  # as the command does
     async with open_storage(url) as storage:
         if jobs:
             await storage.create(DOCUMENT_KEY, backlog(jobs))

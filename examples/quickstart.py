@@ -1,6 +1,7 @@
 """Broker, producer and worker in one process, on a temporary folder; ends when both jobs are done."""
 
 import asyncio
+import sys
 import tempfile
 
 from registry import GenerateReport, SendEmail, registry
@@ -42,4 +43,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,108 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from drills.programs import ended, running
+from drills.quickstart import EXAMPLES, WORK, produce
 from websockets.asyncio.client import connect
 
 from osqueue_client import OsqueueClient
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
-
-class Program:
-    """A Python program that runs, and the lines that it prints."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def line(self) -> str:
-        assert self.process.stdout is not None
-        async with asyncio.timeout(20):
-            return (await self.process.stdout.readline()).decode().rstrip("\n")
-
-    async def end(self, number: int, seconds: float = 20.0) -> int:
-        """Send a signal; return the exit status."""
-        self.process.send_signal(number)
-        async with asyncio.timeout(seconds):
-            return await self.process.wait()
-
-
-@asynccontextmanager
-async def running(*arguments: str, cwd: Path) -> AsyncIterator[Program]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=cwd,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield Program(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-@pytest.fixture
-def port(tmp_path: Path) -> int:
-    """A free port, and the examples in the temporary folder made to use it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    for example in EXAMPLES.glob("*.py"):
-        text = example.read_text().replace("8080", str(found)).replace("0.0.0.0", "127.0.0.1")
-        (tmp_path / example.name).write_text(text)
-    return found
-
-
-async def produce(tmp_path: Path) -> list[str]:
-    """Run the producer; return the ids that it printed."""
-    async with running("producer.py", cwd=tmp_path) as producer:
-        lines = [await producer.line(), await producer.line(), await producer.line()]
-        assert await producer.process.wait() == 0
-    found = [
-        re.fullmatch(rf"Submitted (email:send|report:generate) job ({UUID})", line) for line in lines[:2]
-    ]
-    assert [match and match[1] for match in found] == ["email:send", "report:generate"]
-    assert lines[2] == ""
-    return [match[2] for match in found if match]
-
-
-async def test_acknowledged_jobs_survive_a_killed_broker_and_run(tmp_path: Path, port: int) -> None:
-    storage = f"file:{tmp_path / 'store'}"
-    url = f"http://127.0.0.1:{port}"
+async def test_acknowledged_jobs_survive_a_killed_broker_and_run(examples: Path) -> None:
+    storage, port = f"file:{examples / 'store'}", "0"
     ids: list[str] = []
     for _ in range(2):
-        async with running("broker.py", storage, cwd=tmp_path) as broker:
-            assert await broker.line() == f"Broker listening on 127.0.0.1:{port}"
-            ids += await produce(tmp_path)
+        async with running("broker.py", storage, "--port", port, cwd=examples) as broker:
+            port = await broker.port()
+            url = f"http://127.0.0.1:{port}"
+            ids += await produce(examples, url)
             assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
-    async with running("broker.py", storage, cwd=tmp_path) as broker:
-        assert await broker.line() == f"Broker listening on 127.0.0.1:{port}"
+    async with running("broker.py", storage, "--port", port, cwd=examples) as broker:
+        assert await broker.port() == port
         async with OsqueueClient(url, timeout=10) as client:
             assert [job.id for job in (await client.list_jobs()).jobs] == ids
-            async with running("worker.py", cwd=tmp_path) as worker:
+            async with running("worker.py", url, cwd=examples) as worker:
                 assert await worker.line() == "Worker started, polling for jobs..."
-                assert sorted([await worker.line() for _ in range(4)]) == [
-                    "Generating pdf report rpt-1",
-                    "Generating pdf report rpt-1",
-                    'Sending email to user@example.com: "Hello!"',
-                    'Sending email to user@example.com: "Hello!"',
-                ]
+                assert sorted([await worker.line() for _ in range(4)]) == sorted(WORK * 2)
                 # The worker lives through a kill of the broker, too.
                 assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
-                async with running("broker.py", storage, cwd=tmp_path) as again:
+                async with running("broker.py", storage, "--port", port, cwd=examples) as again:
                     await again.line()
                     await client.reconnect()
-                    await produce(tmp_path)
+                    await produce(examples, url)
                     assert len({await worker.line(), await worker.line()}) == 2
                     assert await worker.end(signal.SIGTERM) == 0
                     stats = await client.get_stats()
@@ -112,12 +47,58 @@ async def test_acknowledged_jobs_survive_a_killed_broker_and_run(tmp_path: Path,
                     assert await again.end(signal.SIGINT) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_example_broker_hands_over_when_it_is_told_to_end(examples: Path, number: int) -> None:
+    async with running("broker.py", "file:store", "--port", "0", cwd=examples) as broker:
+        await broker.port()
+        assert await broker.end(number) == 0
+    assert json.loads((examples / "store" / "queue.json").read_text())["broker"] is None
+
+
+async def test_example_broker_says_in_one_line_why_it_cannot_start(examples: Path) -> None:
+    async with running("broker.py", "--port", "0", cwd=examples) as broker:
+        port = await broker.port()
+        status, _, err = await ended("broker.py", "--port", port, cwd=examples)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"port {port} (try --port)" in err
+    status, _, err = await ended("broker.py", "floppy:a", cwd=examples)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "ConfigError" in err
+
+
+async def test_example_producer_without_a_broker_says_so_in_one_line(examples: Path) -> None:
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        status, out, err = await ended("producer.py", f"http://{address}", cwd=examples)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert address in err
+
+
+@pytest.mark.parametrize("name", ["broker.py", "producer.py", "worker.py"])
+async def test_example_tells_its_arguments(examples: Path, name: str) -> None:
+    status, out, err = await ended(name, "--help", cwd=examples)
+    assert (status, err) == (0, "")
+    assert "8080" in out
+
+
+async def test_ctrl_c_ends_the_quickstart_without_a_traceback(examples: Path) -> None:
+    script = examples / "quickstart.py"
+    script.write_text(script.read_text().replace("await done.get()", "await asyncio.Event().wait()"))
+    arguments = ("-u", "quickstart.py")
+    async with running(*arguments, cwd=examples, stderr=asyncio.subprocess.PIPE) as program:
+        while await program.line() != "Worker started, polling for jobs...":
+            assert program.process.returncode is None
+        program.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            _, err = await program.process.communicate()
+    assert (program.process.returncode, err) == (130, b"")
+
+
 async def test_quickstart_in_one_process_ends_by_itself(tmp_path: Path) -> None:
-    async with running(str(EXAMPLES / "quickstart.py"), cwd=tmp_path) as program:
-        async with asyncio.timeout(30):
-            out, _ = await program.process.communicate()
-        assert program.process.returncode == 0
-    lines = out.decode().splitlines()
+    status, out, _ = await ended(str(EXAMPLES / "quickstart.py"), cwd=tmp_path)
+    assert status == 0
+    lines = out.splitlines()
     assert re.fullmatch(r"Broker listening on 127\.0\.0\.1:\d+", lines[0])
     assert set(lines) >= {"Worker started, polling for jobs...", "Done: 2 jobs completed, 0 left"}
 

