@@ -103,8 +103,8 @@ async def pump(
 async def test_idle_queue_costs_its_signs_of_life_and_nothing_else(
     seaweedfs_server: SeaweedFS, seaweedfs_url: str
 ) -> None:
-    interval = 0.5
-    settings = BrokerSettings(broker_heartbeat_interval=interval, broker_heartbeat_timeout=5)
+    interval = 1.0
+    settings = BrokerSettings(broker_heartbeat_interval=interval, broker_heartbeat_timeout=10)
     async with tapped(seaweedfs_server.endpoint_url) as tap:
         url = s3_url(tap.endpoint_url)
         document_path = f"/{BUCKET}{urlsplit(url).path}/queue.json"
