@@ -272,7 +272,6 @@ def rpc(method: str) -> str:
     return method[0].upper() + method[1:]
 
 
-Wire = Rest | WebSocket | ConnectJson | ConnectProto
 WIRES = ("rest", "ws", "connect-json", "connect-proto")
 
 

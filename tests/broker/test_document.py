@@ -119,9 +119,10 @@ def job(id: str, **more: object) -> dict[str, object]:
         b'{"jobs": [5]}', b'{"jobs": [{"id": "x"}]}', b'{"broker": 5, "jobs": []}',
         b'{"jobs": [{"id": 5, "status": "unclaimed"}]}', b'{"jobs":' + b"[" * 100_000,
         b'{"jobs": [{"id": "x", "status": "unclaimed", "attempts": "one"}]}',
-        b'{"jobs": [], "x": \xff}',
+        b'{"jobs": [], "x": \xff}', b'{"broker": "\xff", "jobs": []}',
+        b'{"broker": null, "jobs": [{"id": "x", "status": "unclaimed", "type": "\xff"}]}',
     ],
-    ids=range(16),
+    ids=range(18),
 )  # fmt: skip
 async def test_what_is_no_queue_document_is_refused_and_left_untouched(body: bytes) -> None:
     store = await stored(body)

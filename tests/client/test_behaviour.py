@@ -20,8 +20,6 @@ from osqueue_client import (
     RequestTooLargeError,
 )
 
-HUGE = "123456789012345678901234567890.000000000000000000010"
-
 
 class SendEmail(BaseModel):
     to: str

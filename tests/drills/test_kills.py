@@ -16,11 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from drills.conftest import BUCKET, s3_url
 from drills.load import document_in, load_on
 from drills.programs import running
+from drills.urls import s3_url
 from storage.servers.process import free_ports
-from storage.servers.s3_bucket import make_bucket
+from storage.servers.s3_bucket import BUCKET, make_bucket
 from storage.servers.seaweedfs import ACCESS_KEY_ID, SECRET_ACCESS_KEY, SeaweedFS, seaweedfs
 
 from osqueue_broker import BrokerServer, BrokerSettings

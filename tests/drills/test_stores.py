@@ -13,10 +13,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from drills.conftest import BUCKET, s3_url
 from drills.load import document_in
 from drills.programs import running
 from drills.quickstart import WORK, produce
+from drills.urls import s3_url
+from storage.servers.s3_bucket import BUCKET
 from storage.servers.seaweedfs import SeaweedFS
 
 from osqueue_broker import BrokerServer, BrokerSettings

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
-from storage.servers.azurite import Azurite, NotInstallable, azurite, signature
+from storage.servers.azurite import Azurite, signature
 from storage.servers.process import free_ports
 from storage.stub import Fault, StubFaultInjector, StubStore
 
@@ -35,7 +35,7 @@ from osqueue_storage.contract import (
 )
 
 # The first test that needs Azurite installs it, if it is not there.
-pytestmark = pytest.mark.timeout(360)
+pytestmark = [pytest.mark.usefixtures("credentials"), pytest.mark.timeout(360)]
 
 MIB = 1024 * 1024
 ACCOUNT = "devstoreaccount1"
@@ -57,23 +57,9 @@ READS: dict[str, Call] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("AZURE_", "IDENTITY_", "MSI_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Azurite]:
-    folder = tmp_path_factory.mktemp("azurite")
-    kept = getattr(pytestconfig, "cache", None)  # not there with -p no:cacheprovider
-    cache = kept.mkdir("azurite") if kept else folder
-    try:
-        with azurite(folder, cache) as running:
-            yield running
-    except NotInstallable as error:
-        _unavailable(str(error))
+@pytest.fixture
+def server(azurite_server: Azurite) -> Azurite:
+    return azurite_server
 
 
 @pytest.fixture

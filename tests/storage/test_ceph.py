@@ -16,12 +16,10 @@ from typing import Final
 
 import pytest
 from storage.servers.ceph import Ceph, ceph, missing_programs
-from storage.servers.s3_bucket import make_bucket
+from storage.servers.s3_bucket import BUCKET, make_bucket
 
 from osqueue_storage import CASConflictError, S3Backend, StorageBackend, StorageBackendError, probe
 from osqueue_storage.contract import CONTRACT, PROCESS_CONTRACT, Check, Factory
-
-BUCKET = "bucket-for-tests"
 
 RACES: Final = frozenset(
     {

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from google.auth.credentials import Credentials
 from google.auth.exceptions import RefreshError
-from storage.servers.fake_gcs import FakeGCS, fake_gcs
+from storage.servers.fake_gcs import FakeGCS
 from storage.stub import Fault, StubFaultInjector, StubStore
 from storage.stub_dialects import Operation
 
@@ -49,10 +49,9 @@ READS: dict[str, Change] = {
 }
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGCS]:
-    with fake_gcs(tmp_path_factory.mktemp("fake-gcs")) as running:
-        yield running
+@pytest.fixture
+def server(fake_gcs_server: FakeGCS) -> FakeGCS:
+    return fake_gcs_server
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import aiohttp
 import pytest
 from storage.servers.ministack import Ministack, ministack
 from storage.servers.process import free_ports
-from storage.servers.s3_bucket import S3Server, make_bucket
-from storage.servers.seaweedfs import SeaweedFS, seaweedfs
+from storage.servers.s3_bucket import BUCKET, S3Server, make_bucket
+from storage.servers.seaweedfs import SeaweedFS
 from storage.stub import Fault, StubFaultInjector, StubStore
 
 from osqueue_storage import (
@@ -47,7 +47,8 @@ from osqueue_storage.contract import (
 from osqueue_storage.s3 import S3Backend
 from osqueue_storage.s3_settings import provider_of
 
-BUCKET = "bucket-for-tests"
+pytestmark = pytest.mark.usefixtures("credentials")
+
 SECRET = "kept-from-every-text-1/+="
 TOKEN = "token-kept-from-every-text"
 
@@ -56,23 +57,6 @@ NOT_KEPT = {
 }
 """Checks that a server cannot pass, with how it says so: SeaweedFS keeps objects as files in folders. It
 refuses the parts . and .., as it may, but of the key a//b it makes a/b."""
-
-
-@pytest.fixture(autouse=True)
-def no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
-                 "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # fmt: skip
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-
-
-@pytest.fixture(scope="session")
-def seaweedfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        make_bucket(server, BUCKET)
-        yield server
 
 
 @pytest.fixture(scope="session")

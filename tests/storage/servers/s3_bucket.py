@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # it has no types
+
+BUCKET: Final = "bucket-for-tests"
 
 
 class S3Server(Protocol):

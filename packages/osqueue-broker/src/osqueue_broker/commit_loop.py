@@ -83,7 +83,8 @@ class CommitLoop:
         """Lead until `stop`, or until the term is over.
 
         Raises `BrokerLeadershipError` when another broker leads, and `EngineStateError` when the document
-        has gone or cannot be read. What waits is answered with the same error.
+        has gone or cannot be read. What was under way is answered with the same error, and what only waited, too,
+        as surely not applied.
         """
         try:
             while not self._stopping:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -18,8 +17,6 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .connection import JoiningHttpProtocol, PiecewiseWebSocketProtocol
-
-logger = logging.getLogger("osqueue.broker.listener")
 
 WS_MESSAGE_LIMIT: Final = 16 * 1024 * 1024
 """A larger WebSocket message ends its connection; up to it, the broker answers with an error."""

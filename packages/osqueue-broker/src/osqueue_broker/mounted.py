@@ -26,7 +26,8 @@ class MountedBroker:
 
     `wait()` tells when it no longer leads though `running()` is still open; from then on, and outside of
     `running()`, every request is refused with `BrokerLeadershipError`.
-    `advertise` is the `host:port` at which others reach the application.
+    `advertise` is the `host:port` at which others reach the application, with the path below which the broker
+    is mounted: `10.0.0.7:8000/queue`.
     """
 
     def __init__(

@@ -73,9 +73,9 @@ class BrokerServer:
     async def start(self) -> None:
         """Bind the port, lead the queue, and serve.
 
-        Raises `OSError` if the port cannot be had, `BrokerLeadershipError` that names the leader if another
-        broker leads, `EngineStateError` if the document cannot be read, and `StorageBackendError` if the
-        store does not answer.
+        Raises `OSError` if the port cannot be had, `ConfigError` if the store does not honour conditional
+        writes, `StorageBackendError` if it does not answer or refuses, `BrokerLeadershipError` that names the
+        leader if another broker leads, and `EngineStateError` if the document cannot be read.
         """
         if self._main is not None:
             raise EngineStateError("the server was started already")

@@ -46,7 +46,7 @@ class BrokerSettings:
     """Requests that may wait for the store; one more is answered 429."""
 
     max_pending_bytes: int = 64 * 1024 * 1024
-    """Bytes of payload that may wait for the store."""
+    """Bytes of requests that may wait for the store."""
 
     max_request_bytes: int = 1024 * 1024
     """The largest request."""
@@ -59,8 +59,9 @@ class BrokerSettings:
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_timeout", "broker_heartbeat_interval", "broker_heartbeat_timeout",
-                     "attempt_timeout", "request_timeout", "receive_timeout", "stop_timeout"):  # fmt: skip
-            _require(getattr(self, name) > 0, f"{name} must be more than 0 s".replace("attempt", "storage"))
+                     "request_timeout", "receive_timeout", "stop_timeout"):  # fmt: skip
+            _require(getattr(self, name) > 0, f"{name} must be more than 0 s")
+        _require(self.attempt_timeout > 0, "storage_timeout must be more than 0 s")
         _require(self.group_commit_interval >= 0, "group_commit_interval must not be negative")
         for name in ("max_attempts", "max_pending", "max_pending_bytes", "max_request_bytes"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")

@@ -239,7 +239,7 @@ def _operation(method: str) -> AnyOperation:
 def _parse(body: bytes) -> _Request:
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except wire_json.UNREADABLE as error:
         refuse_lone_surrogate(body, "the message", within="params.")
         raise BrokerProtocolError(f"the message is not a request: {error}") from None
 
@@ -248,7 +248,7 @@ def _id_of(body: bytes) -> Raw:
     """Return the id of a message that is no proper request, where it has one that can be read."""
     try:
         return _id_decoder.decode(body).id
-    except (msgspec.DecodeError, RecursionError):
+    except wire_json.UNREADABLE:
         return _NULL
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import AsyncIterator, Mapping
 from importlib.util import find_spec
@@ -14,7 +13,8 @@ from xml.etree import ElementTree
 from .azure_auth import Request, Signer, TokenCredential, chosen_signer, variable
 from .backend import StoredObject
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
-from .patience import DEFAULT_TIMEOUT, checked_timeout, missing_extra
+from .extras import missing_extra
+from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
 
 if TYPE_CHECKING:
     from .azure_http import Answer, AzureConnection
@@ -84,8 +84,7 @@ class AzureBackend:
             raise ConfigError(
                 f"{container!r} is no name of a container: it has 3 to 63 of a-z, 0-9 and hyphens"
             )
-        if not (math.isfinite(min_write_interval) and min_write_interval >= 0):
-            raise ConfigError(f"min_write_interval must be 0 or more seconds, not {min_write_interval!r}")
+        checked_interval(min_write_interval)
         account = account or variable("AZURE_STORAGE_ACCOUNT")
         if account is None or not _ACCOUNT.fullmatch(account):
             raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, StorageBackendError
-from .patience import missing_extra
+from .extras import missing_extra
 
 SCOPE: Final = "https://storage.azure.com/.default"
 

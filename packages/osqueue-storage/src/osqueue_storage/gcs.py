@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -13,12 +12,14 @@ from urllib.parse import quote, urlsplit
 
 from .backend import StoredObject
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
-from .patience import DEFAULT_TIMEOUT, checked_timeout, missing_extra
+from .extras import missing_extra
+from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
-    from .gcs_http import Answer, GCSConnection
+    from .gcs_http import GCSConnection
+    from .http_once import Response
 
 _ENDPOINT: Final = "https://storage.googleapis.com"
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -80,8 +81,7 @@ class GCSBackend:
             prefix.encode()
         except UnicodeEncodeError:
             raise ConfigError("prefix must be Unicode text") from None
-        if not (math.isfinite(min_write_interval) and min_write_interval >= 0):
-            raise ConfigError(f"min_write_interval must be 0 or more seconds, not {min_write_interval!r}")
+        checked_interval(min_write_interval)
         if anonymous and credentials is not None:
             raise ConfigError("GCSBackend takes credentials or anonymous=True, not both")
         self.min_write_interval: float = min_write_interval
@@ -176,7 +176,7 @@ class GCSBackend:
     ) -> None:
         await self.aclose()
 
-    async def _get(self, key: str, query: str, doing: str) -> Answer:
+    async def _get(self, key: str, query: str, doing: str) -> Response:
         return await self._connection.request(
             "GET", f"{self._object(key, doing)}?{query}", doing=doing, outcome="not_applied"
         )
@@ -247,12 +247,12 @@ def _encoded(text: str, doing: str) -> str:
         raise StorageBackendError(f"{doing}: it is not Unicode text", outcome="not_applied") from error
 
 
-def _is_about_the_bucket(answer: Answer) -> bool:
+def _is_about_the_bucket(answer: Response) -> bool:
     """Whether a 404 says that the bucket is missing; if it does not say, the object is."""
     return b"bucket does not exist" in answer.body and b"No such object" not in answer.body
 
 
-def _stored(answer: Answer, doing: str) -> StoredObject:
+def _stored(answer: Response, doing: str) -> StoredObject:
     if answer.status != 200:
         raise _failure(answer, doing, "not_applied")
     generation = answer.headers.get("x-goog-generation", "")
@@ -268,7 +268,7 @@ def _stored(answer: Answer, doing: str) -> StoredObject:
     return StoredObject(answer.body, generation)
 
 
-def _new_generation(answer: Answer, doing: str) -> str:
+def _new_generation(answer: Response, doing: str) -> str:
     try:
         generation = json.loads(answer.body)["generation"]
         if _GENERATION.fullmatch(generation):
@@ -278,7 +278,7 @@ def _new_generation(answer: Answer, doing: str) -> str:
     raise StorageBackendError(f"{doing}: the answer says no generation", outcome="unknown")
 
 
-def _listing(answer: Answer, doing: str) -> tuple[list[str], str]:
+def _listing(answer: Response, doing: str) -> tuple[list[str], str]:
     """Return the names on one page of a listing, and the token for the next page or "" """
     try:
         page = json.loads(answer.body)
@@ -289,7 +289,7 @@ def _listing(answer: Answer, doing: str) -> tuple[list[str], str]:
         raise StorageBackendError(f"{doing}: the answer is no listing", outcome="not_applied") from error
 
 
-def _failure(answer: Answer, doing: str, unclear: Outcome) -> StorageBackendError:
+def _failure(answer: Response, doing: str, unclear: Outcome) -> StorageBackendError:
     """Return the error for an answer that is not the one hoped for."""
     told = " ".join(answer.body[:2000].decode(errors="replace").split())
     with suppress(ValueError, KeyError, TypeError):  # what is no error of the JSON API is shown as it is

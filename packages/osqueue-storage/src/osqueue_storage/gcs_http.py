@@ -1,40 +1,21 @@
-"""HTTP for `GCSBackend`: one request, sent once, answered whole or not at all.
-
-The only module that knows `aiohttp`, which comes with the extra `gcs`.
-"""
+"""HTTP for `GCSBackend`: one request with an access token, sent once, answered whole or not at all."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
 from .errors import ConfigError, Outcome, StorageBackendError
-from .patience import CONNECT_TIMEOUT, seconds_for
+from .http_once import PIECE, Response, TooLate, exchange, open_session, pieces, proxy_for
+from .patience import seconds_for
 
 if TYPE_CHECKING:
     from .gcs_auth import Tokens
-
-_PIECE: Final = 256 * 1024
-"""Bytes of a body that are sent before other tasks get a turn."""
-
-_LARGE: Final = 1024 * 1024
-"""Bytes from which on a body is put together in a thread: bytes.join gives up the GIL for that much."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the server answered: all of it."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +34,7 @@ class GCSConnection:
 
     def __init__(self, endpoint_url: str, tokens: Tokens | None, timeout: float) -> None:
         self._endpoint = URL(endpoint_url)
-        self._proxy = _proxy_for(self._endpoint)
+        self._proxy = _checked_proxy(endpoint_url)
         self._tokens = tokens
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
@@ -61,7 +42,7 @@ class GCSConnection:
 
     async def request(
         self, method: str, target: str, *, doing: str, outcome: Outcome, upload: Upload | None = None
-    ) -> Answer:
+    ) -> Response:
         """Send one request for `target` (path and query, encoded) and return the answer.
 
         Raises `StorageBackendError` that begins with `doing`, with `outcome` if there was no whole answer to a
@@ -92,60 +73,32 @@ class GCSConnection:
         upload: Upload | None,
         doing: str,
         outcome: Outcome,
-    ) -> Answer:
+    ) -> Response:
         more, data = _multipart(upload) if upload else ({}, None)
-        size = len(upload.body) if upload else 0
-        seconds = seconds_for(size, self._timeout)
+        seconds = seconds_for(len(upload.body) if upload else 0, self._timeout)
         try:
-            async with (
-                asyncio.timeout(seconds) as limit,
-                self._opened().request(
-                    method, url, headers={**headers, **more}, data=data, allow_redirects=False
-                ) as response,
-            ):
-                if response.content_length and (until := limit.when()) is not None:
-                    limit.reschedule(until + seconds_for(response.content_length, 0))
-                return Answer(response.status, response.headers, await _whole_body(response))
+            return await exchange(
+                self._opened(), method, url, headers={**headers, **more}, data=data, seconds=seconds
+            )
         except aiohttp.ClientResponseError as error:
             # It keeps the headers of the request, and the token in them: it must not go along.
             reason, cause = f"no valid answer ({error.message})", None
-        except (aiohttp.ClientError, OSError) as error:
-            late = f"no answer within {seconds:g} s"
-            reason, cause = (late if limit.expired() else str(error) or type(error).__name__), error
+        except (TooLate, aiohttp.ClientError, OSError) as error:
+            reason, cause = str(error) or type(error).__name__, error
         raise StorageBackendError(f"{doing}: {reason}", outcome=outcome) from cause
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                headers={"Accept-Encoding": "identity", "User-Agent": "osqueue"},
-                proxy=self._proxy,
-            )
-            # aiohttp sends GET and DELETE again when a connection breaks, though not POST. A test holds it to
-            # both.
-            self._session._retry_connection = False
+            self._session = open_session(self._proxy)
         return self._session
 
 
-def _proxy_for(url: URL) -> str | None:
-    """Return the proxy that the environment names for a URL. Raises `ConfigError` if it is none.
-
-    `trust_env` of aiohttp would do that too, but it also takes a password from ~/.netrc, and refuses to send
-    an access token beside it.
-    """
-    proxy = None if url.host is None or proxy_bypass(url.host) else getproxies().get(url.scheme)
+def _checked_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL. Raises `ConfigError` if it is none."""
+    proxy = proxy_for(url)
     if proxy and not proxy.startswith(("http://", "https://")):
-        raise ConfigError(f"{url.scheme}_proxy in the environment must be like http://host:3128")
+        raise ConfigError(f"{URL(url).scheme}_proxy in the environment must be like http://host:3128")
     return proxy or None
-
-
-async def _whole_body(response: aiohttp.ClientResponse) -> bytes:
-    pieces = [piece async for piece in response.content.iter_any()]
-    if sum(len(piece) for piece in pieces) < _LARGE:
-        return b"".join(pieces)
-    return await asyncio.to_thread(b"".join, pieces)
 
 
 def _multipart(upload: Upload) -> tuple[dict[str, str], bytes | AsyncIterator[memoryview]]:
@@ -159,12 +112,4 @@ def _multipart(upload: Upload) -> tuple[dict[str, str], bytes | AsyncIterator[me
     parts = (start, upload.body, f"\r\n--{boundary}--\r\n".encode())
     size = sum(len(part) for part in parts)
     headers = {"Content-Type": f"multipart/related; boundary={boundary}", "Content-Length": str(size)}
-    return headers, b"".join(parts) if size <= _PIECE else _pieces(parts)
-
-
-async def _pieces(parts: Sequence[bytes]) -> AsyncIterator[memoryview]:
-    for part in parts:
-        view = memoryview(part)
-        for start in range(0, len(view), _PIECE):
-            yield view[start : start + _PIECE]
-            await asyncio.sleep(0)  # a fast link takes all of it without ever letting others have a turn
+    return headers, b"".join(parts) if size <= PIECE else pieces(*parts)

@@ -1,4 +1,4 @@
-"""How long a request to a remote store may take, and what is said when a client library is missing."""
+"""How long a request to a remote store may take, and how far apart its writes must be."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def checked_timeout(timeout: float) -> float:
     return timeout
 
 
-def missing_extra(backend: str, extra: str) -> ConfigError:
-    """Return the error for a backend whose client library is not installed."""
-    return ConfigError(f"{backend} needs more than is installed: pip install 'osqueue-storage[{extra}]'")
+def checked_interval(interval: float) -> float:
+    """Return the seconds between two writes. Raises `ConfigError` if they cannot be."""
+    if not (math.isfinite(interval) and interval >= 0):
+        raise ConfigError(f"min_write_interval must be 0 or more seconds, not {interval!r}")
+    return interval

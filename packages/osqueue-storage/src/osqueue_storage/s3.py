@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from .backend import StoredObject
-from .errors import ConfigError, StorageBackendError
-from .patience import DEFAULT_TIMEOUT, missing_extra
+from .errors import StorageBackendError
+from .extras import missing_extra
+from .patience import DEFAULT_TIMEOUT, checked_interval
 from .s3_settings import Addressing, S3Settings, provider_of
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ class S3Backend:
             secret_access_key=secret_access_key,
             session_token=session_token,
         )
-        interval = provider.min_write_interval if min_write_interval is None else min_write_interval
-        if not (math.isfinite(interval) and interval >= 0):
-            raise ConfigError(f"min_write_interval must be 0 or more seconds, not {interval!r}")
+        interval = checked_interval(
+            provider.min_write_interval if min_write_interval is None else min_write_interval
+        )
         if importlib.util.find_spec("aiobotocore") is None:
             raise missing_extra("S3Backend", "s3")
         self.min_write_interval: float = interval

@@ -54,7 +54,7 @@ class DeadJob:
 
     @classmethod
     def from_text(cls, text: bytes) -> DeadJob:
-        """Return the dead job that stands in a document. Raises `msgspec.DecodeError` if it is not one."""
+        """Return the dead job that stands in a document. Raises one of `UNREADABLE` if it is none."""
         known = _text_decoder.decode(text)
         return cls(known.id, known.dead_number, text)
 

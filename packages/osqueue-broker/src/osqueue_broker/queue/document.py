@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from osqueue_client.errors import EngineStateError
+from osqueue_client.wire_json import UNREADABLE
 
 from .dead import DeadJob
 from .job import Job
@@ -66,7 +67,7 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
             _require_new(state, dead := DeadJob.from_text(bytes(text)))
             state.load_dead(dead)
             state.dead_total = max(state.dead_total, dead.number)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise EngineStateError(f"the queue document has a job that cannot be read: {error}") from error
     return _header(known), state
 
@@ -110,7 +111,7 @@ def _require_new(state: QueueState, item: Job | DeadJob) -> None:
 def _decode(body: bytes, type: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise EngineStateError(
             f"the object is not a queue document ({error}); nothing was changed. Look at it, and either mend it "
             "or give the broker another storage"

@@ -110,7 +110,7 @@ class Job:
 
     @classmethod
     def from_text(cls, text: bytes, position: int) -> Job:
-        """Return the job that stands in a document. Raises `msgspec.DecodeError` if it is not one."""
+        """Return the job that stands in a document. Raises one of `UNREADABLE` if it is none."""
         return cls(text, _text_decoder.decode(text), position)
 
     @property
