@@ -17,7 +17,7 @@ if sys.platform != "win32":  # the package can be imported there, FileBackend re
 from .file_paths import LOCK_NAME, TEMP_PREFIX
 
 LOCK_PATIENCE: Final = 5.0
-"""Seconds to wait for a lock: less than the broker waits for a store, so that it learns why."""
+"""Seconds to wait for a lock. Who gives up sooner, as the broker does, may find the write landed or not."""
 
 _FIRST_LOCK_DELAY: Final = 0.0005
 _LAST_LOCK_DELAY: Final = 0.01
