@@ -133,7 +133,7 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
                 assert answer.attempt == job["attempts"]
         elif goes_first:
             id = f"j{what}"
-            leased = models.LeasedJob(job_id=id, worker_id=who)
+            leased = models.LeasedChange(job_id=id, worker_id=who)
             fail = models.FailJob(
                 job_id=id, worker_id=who, error=models.JobError(type="E", message="m"), retry=name == "retry"
             )
@@ -210,7 +210,7 @@ def test_long_queues_stay_in_order_across_blocks(length: int, step: int) -> None
     assert claimed_ids(apply(state, [claim] * length, Now(1, 0))) == ids
     gone = set(ids[::step])
     done = [
-        Mutation(operations.COMPLETE_JOB, models.LeasedJob(job_id=id, worker_id="w")) for id in ids[::step]
+        Mutation(operations.COMPLETE_JOB, models.LeasedChange(job_id=id, worker_id="w")) for id in ids[::step]
     ]
     apply(state, done, Now(1, 0))
     left = [id for id in ids if id not in gone]
@@ -277,7 +277,7 @@ def test_a_heartbeat_and_an_end_in_the_batch_in_which_the_lease_expires_still_co
     submit = Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1")))
     claim = Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="w"))
     apply(state, [replace(submit, new_id=id) for id in "abcd"] + [claim] * 4, Now(1, 0))
-    lease = {id: models.LeasedJob(job_id=id, worker_id="w") for id in "abcd"}
+    lease = {id: models.LeasedChange(job_id=id, worker_id="w") for id in "abcd"}
     batch = [
         Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id="other")),
         Mutation(operations.HEARTBEAT, lease["b"]),

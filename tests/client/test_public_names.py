@@ -12,7 +12,8 @@ EXPORTS = {
         StoredObject ThrottleStats Throttled ThrottledStorageBackend open_storage probe""",
     "osqueue_client": """BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError DeadJob DeadJobList
         DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList JobNotFoundError JobType LeaseLostError
-        OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestTooLargeError
+        OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestExpiredError
+        RequestTooLargeError
         StorageBackendError SyncOsqueueClient Transport TransportConfigError TransportConnectionError
         TransportRequestError""",
     "osqueue_broker": """BrokerServer BrokerSettings FileBackend MemoryBackend MountedBroker StorageBackend

@@ -173,13 +173,18 @@ class _Query(_Endpoint):
 class _Body(_Endpoint):
     """An operation whose request stands in the body, its job's id in the path."""
 
+    def __init__(self, operation: AnyOperation, service: Service, limit: int, texts: Texts) -> None:
+        super().__init__(operation, service, limit, texts)
+        fields = msgspec.structs.fields(operation.request)
+        self._path_says_all = operation.names_job and not any(field.required for field in fields)
+
     async def _request(self, scope: Scope, receive: Receive) -> Model:
         operation = self._operation
         self._check(scope["headers"])
         body = await _read(receive, self._limit)
         if not body:
             # The body may be left out where the path says everything.
-            if operation.request.__struct_fields__ != ("job_id",):
+            if not self._path_says_all:
                 raise BrokerProtocolError(f"{operation.name}: the request has no body", method=operation.name)
             body = b"{}"
         request = decode_request(operation, body)

@@ -157,7 +157,7 @@ class OsqueueClient:
 
     async def complete_job(self, job_id: str, worker_id: str, *, timeout: float | None = None) -> None:
         """End a job as done. Raises `LeaseLostError` or `JobNotFoundError` when the lease was lost."""
-        request = models.LeasedJob(job_id=job_id, worker_id=worker_id)
+        request = models.LeasedChange(job_id=job_id, worker_id=worker_id)
         await self._calls.call(operations.COMPLETE_JOB, request, timeout)
 
     async def fail_job(

@@ -30,6 +30,7 @@ __all__ = [
     "Outcome",
     "PayloadValidationError",
     "QueueFullError",
+    "RequestExpiredError",
     "RequestTooLargeError",
     "StorageBackendError",
     "TransportConfigError",
@@ -87,6 +88,19 @@ class LeaseLostError(OsqueueError):
     connect_code = "failed_precondition"
 
     def __init__(self, message: str = "", *, outcome: Outcome | None = "not_applied") -> None:
+        super().__init__(message, outcome=outcome)
+
+
+class RequestExpiredError(OsqueueError):
+    """A repeated request came too late to get its first answer, so it was not done now; it may have been before.
+
+    It was sent first more than 60 s ago, or its client had said that it waited for it no more.
+    """
+
+    http_status = 410
+    connect_code = "aborted"
+
+    def __init__(self, message: str = "", *, outcome: Outcome | None = "unknown") -> None:
         super().__init__(message, outcome=outcome)
 
 
@@ -194,6 +208,7 @@ _FROM_BROKER: Final[dict[str, type[OsqueueError]]] = {
         JobNotFoundError,
         LeaseLostError,
         QueueFullError,
+        RequestExpiredError,
         RequestTooLargeError,
         StorageBackendError,
     )

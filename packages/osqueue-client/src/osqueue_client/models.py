@@ -39,7 +39,29 @@ class Empty(Model, frozen=True, kw_only=True):
     """A request or a response without fields."""
 
 
-class SubmitJob(Model, frozen=True, kw_only=True):
+Number = Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class RequestId(Model, frozen=True, kw_only=True):
+    """Which request of a client's session this is, so that it may be sent again and is done only once.
+
+    `lowest` is the lowest number that the session still waits for: of those below it nothing need be remembered.
+    `age_ms` is the time since the request was sent first: 0 then.
+    """
+
+    session: Annotated[str, Meta(min_length=1, max_length=64)]
+    number: Number
+    lowest: Number
+    age_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class Change(Model, frozen=True, kw_only=True):
+    """Base of the requests that may change the queue. With a `request_id` they may be repeated."""
+
+    request_id: RequestId | None = None
+
+
+class SubmitJob(Change, frozen=True, kw_only=True):
     """Add a job. `max_attempts` 0 means one attempt; absent, the broker's default."""
 
     payload: Payload = UNSET
@@ -53,7 +75,7 @@ class JobSubmitted(Model, frozen=True, kw_only=True):
     job_id: str
 
 
-class ClaimJob(Model, frozen=True, kw_only=True):
+class ClaimJob(Change, frozen=True, kw_only=True):
     """Ask for a job. Without `types` any job will do; with them, never one without a type."""
 
     worker_id: Name
@@ -61,19 +83,33 @@ class ClaimJob(Model, frozen=True, kw_only=True):
 
 
 class ClaimedJob(Model, frozen=True, kw_only=True):
-    """A leased job, or no fields at all when nothing was claimable. `attempt` is 1 for the first."""
+    """A leased job, or no fields at all when nothing was claimable. `attempt` is 1 for the first.
+
+    `lease_token` names this very lease: sent along, it proves more than the worker's id does.
+    """
 
     job_id: str | None = None
     payload: Payload = UNSET
     type: str | None = None
     attempt: int | None = None
+    lease_token: str | None = None
 
 
 class LeasedJob(Model, frozen=True, kw_only=True):
-    """Name a job and the worker that holds its lease. Over REST the job's id stands in the path."""
+    """Name a job and its lease: by the token that the claim answered, else by the worker that holds it.
+
+    Over REST the job's id stands in the path.
+    """
 
     job_id: str = ""
     worker_id: Name
+    lease_token: str | None = None
+
+
+class LeasedChange(LeasedJob, frozen=True, kw_only=True):
+    """End the attempt at a leased job. With a `request_id` it may be repeated, as any `Change`."""
+
+    request_id: RequestId | None = None
 
 
 class JobError(Model, frozen=True, kw_only=True):
@@ -83,11 +119,9 @@ class JobError(Model, frozen=True, kw_only=True):
     message: str
 
 
-class FailJob(Model, frozen=True, kw_only=True):
+class FailJob(LeasedChange, frozen=True, kw_only=True):
     """Report a failed attempt. With `retry` (or without the field) the job may be claimed again."""
 
-    job_id: str = ""
-    worker_id: Name
     error: JobError
     retry: bool | None = None
 
@@ -168,7 +202,7 @@ class DeadJobList(Model, frozen=True, kw_only=True):
     next_cursor: str | None = None
 
 
-class DeadJobRef(Model, frozen=True, kw_only=True):
+class DeadJobRef(Change, frozen=True, kw_only=True):
     """Name a dead job. Over REST its id stands in the path."""
 
     job_id: str = ""

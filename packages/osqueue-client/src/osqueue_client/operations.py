@@ -59,7 +59,7 @@ CLAIM_JOB: Final = Operation(
     "POST", "/v1/jobs/claim", 200, "work", "Lease the oldest claimable job to a worker.",
 )  # fmt: skip
 COMPLETE_JOB: Final = Operation(
-    "completeJob", models.LeasedJob, models.Empty,
+    "completeJob", models.LeasedChange, models.Empty,
     "POST", "/v1/jobs/{jobId}/complete", 204, "work", "End a job as done.",
 )  # fmt: skip
 HEARTBEAT: Final = Operation(

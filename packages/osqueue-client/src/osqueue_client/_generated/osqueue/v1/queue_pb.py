@@ -18,7 +18,63 @@ if TYPE_CHECKING:
     from protobuf import DescFile
 
 
-_SubmitJobRequestFields: TypeAlias = Literal["payload", "max_attempts", "type"]
+_RequestIdFields: TypeAlias = Literal["session", "number", "lowest", "age_ms"]
+
+class RequestId(Message[_RequestIdFields]):
+    """
+    Which request of a client's session this is, so that it may be sent again and is done only once.
+
+    ```proto
+    message osqueue.v1.RequestId
+    ```
+
+    Attributes:
+        session:
+            a new random name for each client
+
+            ```proto
+            string session = 100;
+            ```
+        number:
+            1 for the session's first request, and one more for each that follows
+
+            ```proto
+            int64 number = 101;
+            ```
+        lowest:
+            the lowest number that the session still waits for
+
+            ```proto
+            int64 lowest = 102;
+            ```
+        age_ms:
+            since the request was sent first: 0 then
+
+            ```proto
+            int64 age_ms = 103;
+            ```
+    """
+
+    __slots__ = ("session", "number", "lowest", "age_ms")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            session: str = "",
+            number: int = 0,
+            lowest: int = 0,
+            age_ms: int = 0,
+        ) -> None:
+            pass
+
+        session: str
+        number: int
+        lowest: int
+        age_ms: int
+
+_SubmitJobRequestFields: TypeAlias = Literal["payload", "max_attempts", "type", "request_id"]
 
 class SubmitJobRequest(Message[_SubmitJobRequestFields]):
     """
@@ -41,9 +97,13 @@ class SubmitJobRequest(Message[_SubmitJobRequestFields]):
             ```proto
             string type = 3;
             ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 100;
+            ```
     """
 
-    __slots__ = ("payload", "max_attempts", "type")
+    __slots__ = ("payload", "max_attempts", "type", "request_id")
 
     if TYPE_CHECKING:
 
@@ -53,12 +113,14 @@ class SubmitJobRequest(Message[_SubmitJobRequestFields]):
             payload: bytes = b"",
             max_attempts: int | None = None,
             type: str = "",
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
         payload: bytes
         max_attempts: int
         type: str
+        request_id: RequestId | None
 
 _SubmitJobResponseFields: TypeAlias = Literal["job_id"]
 
@@ -88,7 +150,7 @@ class SubmitJobResponse(Message[_SubmitJobResponseFields]):
 
         job_id: str
 
-_ClaimJobRequestFields: TypeAlias = Literal["worker_id", "types"]
+_ClaimJobRequestFields: TypeAlias = Literal["worker_id", "types", "request_id"]
 
 class ClaimJobRequest(Message[_ClaimJobRequestFields]):
     """
@@ -105,9 +167,13 @@ class ClaimJobRequest(Message[_ClaimJobRequestFields]):
             ```proto
             repeated string types = 2;
             ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 100;
+            ```
     """
 
-    __slots__ = ("worker_id", "types")
+    __slots__ = ("worker_id", "types", "request_id")
 
     if TYPE_CHECKING:
 
@@ -116,13 +182,15 @@ class ClaimJobRequest(Message[_ClaimJobRequestFields]):
             *,
             worker_id: str = "",
             types: list[str] | None = None,
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
         worker_id: str
         types: list[str]
+        request_id: RequestId | None
 
-_ClaimJobResponseFields: TypeAlias = Literal["job_id", "payload", "type", "attempt"]
+_ClaimJobResponseFields: TypeAlias = Literal["job_id", "payload", "type", "attempt", "lease_token"]
 
 class ClaimJobResponse(Message[_ClaimJobResponseFields]):
     """
@@ -151,9 +219,15 @@ class ClaimJobResponse(Message[_ClaimJobResponseFields]):
             ```proto
             int32 attempt = 100;
             ```
+        lease_token:
+            names this very lease
+
+            ```proto
+            optional string lease_token = 101;
+            ```
     """
 
-    __slots__ = ("job_id", "payload", "type", "attempt")
+    __slots__ = ("job_id", "payload", "type", "attempt", "lease_token")
 
     if TYPE_CHECKING:
 
@@ -164,6 +238,7 @@ class ClaimJobResponse(Message[_ClaimJobResponseFields]):
             payload: bytes | None = None,
             type: str = "",
             attempt: int = 0,
+            lease_token: str | None = None,
         ) -> None:
             pass
 
@@ -171,8 +246,9 @@ class ClaimJobResponse(Message[_ClaimJobResponseFields]):
         payload: bytes
         type: str
         attempt: int
+        lease_token: str
 
-_HeartbeatRequestFields: TypeAlias = Literal["job_id", "worker_id"]
+_HeartbeatRequestFields: TypeAlias = Literal["job_id", "worker_id", "lease_token"]
 
 class HeartbeatRequest(Message[_HeartbeatRequestFields]):
     """
@@ -189,9 +265,15 @@ class HeartbeatRequest(Message[_HeartbeatRequestFields]):
             ```proto
             string worker_id = 2;
             ```
+        lease_token:
+            else the worker's id is what counts
+
+            ```proto
+            optional string lease_token = 100;
+            ```
     """
 
-    __slots__ = ("job_id", "worker_id")
+    __slots__ = ("job_id", "worker_id", "lease_token")
 
     if TYPE_CHECKING:
 
@@ -200,11 +282,13 @@ class HeartbeatRequest(Message[_HeartbeatRequestFields]):
             *,
             job_id: str = "",
             worker_id: str = "",
+            lease_token: str | None = None,
         ) -> None:
             pass
 
         job_id: str
         worker_id: str
+        lease_token: str
 
 _HeartbeatResponseFields: TypeAlias = NoReturn
 
@@ -224,7 +308,7 @@ class HeartbeatResponse(Message[_HeartbeatResponseFields]):
         ) -> None:
             pass
 
-_CompleteJobRequestFields: TypeAlias = Literal["job_id", "worker_id"]
+_CompleteJobRequestFields: TypeAlias = Literal["job_id", "worker_id", "lease_token", "request_id"]
 
 class CompleteJobRequest(Message[_CompleteJobRequestFields]):
     """
@@ -241,9 +325,19 @@ class CompleteJobRequest(Message[_CompleteJobRequestFields]):
             ```proto
             string worker_id = 2;
             ```
+        lease_token:
+            else the worker's id is what counts
+
+            ```proto
+            optional string lease_token = 100;
+            ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 101;
+            ```
     """
 
-    __slots__ = ("job_id", "worker_id")
+    __slots__ = ("job_id", "worker_id", "lease_token", "request_id")
 
     if TYPE_CHECKING:
 
@@ -252,11 +346,15 @@ class CompleteJobRequest(Message[_CompleteJobRequestFields]):
             *,
             job_id: str = "",
             worker_id: str = "",
+            lease_token: str | None = None,
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
         job_id: str
         worker_id: str
+        lease_token: str
+        request_id: RequestId | None
 
 _CompleteJobResponseFields: TypeAlias = NoReturn
 
@@ -310,7 +408,7 @@ class JobError(Message[_JobErrorFields]):
         type: str
         message: str
 
-_FailJobRequestFields: TypeAlias = Literal["job_id", "worker_id", "error", "retry"]
+_FailJobRequestFields: TypeAlias = Literal["job_id", "worker_id", "error", "retry", "lease_token", "request_id"]
 
 class FailJobRequest(Message[_FailJobRequestFields]):
     """
@@ -337,9 +435,19 @@ class FailJobRequest(Message[_FailJobRequestFields]):
             ```proto
             optional bool retry = 103;
             ```
+        lease_token:
+            else the worker's id is what counts
+
+            ```proto
+            optional string lease_token = 104;
+            ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 105;
+            ```
     """
 
-    __slots__ = ("job_id", "worker_id", "error", "retry")
+    __slots__ = ("job_id", "worker_id", "error", "retry", "lease_token", "request_id")
 
     if TYPE_CHECKING:
 
@@ -350,6 +458,8 @@ class FailJobRequest(Message[_FailJobRequestFields]):
             worker_id: str = "",
             error: JobError | None = None,
             retry: bool | None = None,
+            lease_token: str | None = None,
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
@@ -357,6 +467,8 @@ class FailJobRequest(Message[_FailJobRequestFields]):
         worker_id: str
         error: JobError | None
         retry: bool
+        lease_token: str
+        request_id: RequestId | None
 
 _FailJobResponseFields: TypeAlias = NoReturn
 
@@ -768,7 +880,7 @@ class ListDeadResponse(Message[_ListDeadResponseFields]):
         total: int
         next_cursor: str
 
-_RequeueDeadRequestFields: TypeAlias = Literal["job_id"]
+_RequeueDeadRequestFields: TypeAlias = Literal["job_id", "request_id"]
 
 class RequeueDeadRequest(Message[_RequeueDeadRequestFields]):
     """
@@ -781,9 +893,13 @@ class RequeueDeadRequest(Message[_RequeueDeadRequestFields]):
             ```proto
             string job_id = 100;
             ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 101;
+            ```
     """
 
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "request_id")
 
     if TYPE_CHECKING:
 
@@ -791,10 +907,12 @@ class RequeueDeadRequest(Message[_RequeueDeadRequestFields]):
             self,
             *,
             job_id: str = "",
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
         job_id: str
+        request_id: RequestId | None
 
 _RequeueDeadResponseFields: TypeAlias = NoReturn
 
@@ -814,7 +932,7 @@ class RequeueDeadResponse(Message[_RequeueDeadResponseFields]):
         ) -> None:
             pass
 
-_DeleteDeadRequestFields: TypeAlias = Literal["job_id"]
+_DeleteDeadRequestFields: TypeAlias = Literal["job_id", "request_id"]
 
 class DeleteDeadRequest(Message[_DeleteDeadRequestFields]):
     """
@@ -827,9 +945,13 @@ class DeleteDeadRequest(Message[_DeleteDeadRequestFields]):
             ```proto
             string job_id = 100;
             ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 101;
+            ```
     """
 
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "request_id")
 
     if TYPE_CHECKING:
 
@@ -837,10 +959,12 @@ class DeleteDeadRequest(Message[_DeleteDeadRequestFields]):
             self,
             *,
             job_id: str = "",
+            request_id: RequestId | None = None,
         ) -> None:
             pass
 
         job_id: str
+        request_id: RequestId | None
 
 _DeleteDeadResponseFields: TypeAlias = NoReturn
 
@@ -862,9 +986,10 @@ class DeleteDeadResponse(Message[_DeleteDeadResponseFields]):
 
 
 _DESC = file_desc(
-    b'\n\x16osqueue/v1/queue.proto\x12\nosqueue.v1"y\n\x10SubmitJobRequest\x12\x18\n\x07payload\x18\x01 \x01(\x0cR\x07payload\x12&\n\x0cmax_attempts\x18\x02 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04typeB\x0f\n\r_max_attempts"*\n\x11SubmitJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"D\n\x0fClaimJobRequest\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x14\n\x05types\x18\x02 \x03(\tR\x05types"\x92\x01\n\x10ClaimJobResponse\x12\x1a\n\x06job_id\x18\x01 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12\x1d\n\x07payload\x18\x02 \x01(\x0cH\x01R\x07payload\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x18\n\x07attempt\x18d \x01(\x05R\x07attemptB\t\n\x07_job_idB\n\n\x08_payload"F\n\x10HeartbeatRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId"\x13\n\x11HeartbeatResponse"H\n\x12CompleteJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId"\x15\n\x13CompleteJobResponse"8\n\x08JobError\x12\x12\n\x04type\x18d \x01(\tR\x04type\x12\x18\n\x07message\x18e \x01(\tR\x07message"\x95\x01\n\x0eFailJobRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18e \x01(\tR\x08workerId\x12*\n\x05error\x18f \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error\x12\x19\n\x05retry\x18g \x01(\x08H\x00R\x05retry\x88\x01\x01B\x08\n\x06_retry"\x11\n\x0fFailJobResponse"\x11\n\x0fGetStatsRequest"\x8e\x02\n\x10GetStatsResponse\x12\x14\n\x05total\x18\x01 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x02 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x03 \x01(\x05R\ninProgress\x12%\n\x0ebroker_address\x18\x04 \x01(\tR\rbrokerAddress\x12,\n\x0fcompleted_total\x18d \x01(\x05H\x00R\x0ecompletedTotal\x88\x01\x01\x12\x17\n\x04dead\x18e \x01(\x05H\x01R\x04dead\x88\x01\x01\x12\x1a\n\x08features\x18f \x03(\tR\x08featuresB\x12\n\x10_completed_totalB\x07\n\x05_dead"\x11\n\x0fListJobsRequest"\xf8\x01\n\x07JobInfo\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07payload\x18\x03 \x01(\x0cR\x07payload\x12\x12\n\x04type\x18\x04 \x01(\tR\x04type\x12\x1b\n\tworker_id\x18\x05 \x01(\tR\x08workerId\x12\x1d\n\ncreated_at\x18\x06 \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18\x07 \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18\x08 \x01(\x05R\x0bmaxAttempts\x12\x1c\n\theartbeat\x18\t \x01(\x03R\theartbeat"\xe0\x01\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b2\x13.osqueue.v1.JobInfoR\x04jobs\x12\x14\n\x05total\x18\x02 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x03 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x04 \x01(\x05R\ninProgress\x12\'\n\x0fcompleted_total\x18\x05 \x01(\x05R\x0ecompletedTotal\x12%\n\x0ebroker_address\x18\x06 \x01(\tR\rbrokerAddress"^\n\x0fListDeadRequest\x12\x19\n\x05limit\x18d \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x1b\n\x06cursor\x18e \x01(\tH\x01R\x06cursor\x88\x01\x01B\x08\n\x06_limitB\t\n\x07_cursor"\xea\x01\n\x07DeadJob\x12\x0e\n\x02id\x18d \x01(\tR\x02id\x12\x18\n\x07payload\x18e \x01(\x0cR\x07payload\x12\x12\n\x04type\x18f \x01(\tR\x04type\x12\x1d\n\ncreated_at\x18g \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18h \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18i \x01(\x05R\x0bmaxAttempts\x12\x17\n\x07dead_at\x18j \x01(\x03R\x06deadAt\x12*\n\x05error\x18k \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error"\x87\x01\n\x10ListDeadResponse\x12\'\n\x04jobs\x18d \x03(\x0b2\x13.osqueue.v1.DeadJobR\x04jobs\x12\x14\n\x05total\x18e \x01(\x05R\x05total\x12$\n\x0bnext_cursor\x18f \x01(\tH\x00R\nnextCursor\x88\x01\x01B\x0e\n\x0c_next_cursor"+\n\x12RequeueDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId"\x15\n\x13RequeueDeadResponse"*\n\x11DeleteDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId"\x14\n\x12DeleteDeadResponse2\xfe\x05\n\x0cQueueService\x12H\n\tSubmitJob\x12\x1c.osqueue.v1.SubmitJobRequest\x1a\x1d.osqueue.v1.SubmitJobResponse\x12E\n\x08ClaimJob\x12\x1b.osqueue.v1.ClaimJobRequest\x1a\x1c.osqueue.v1.ClaimJobResponse\x12H\n\tHeartbeat\x12\x1c.osqueue.v1.HeartbeatRequest\x1a\x1d.osqueue.v1.HeartbeatResponse\x12N\n\x0bCompleteJob\x12\x1e.osqueue.v1.CompleteJobRequest\x1a\x1f.osqueue.v1.CompleteJobResponse\x12B\n\x07FailJob\x12\x1a.osqueue.v1.FailJobRequest\x1a\x1b.osqueue.v1.FailJobResponse\x12J\n\x08GetStats\x12\x1b.osqueue.v1.GetStatsRequest\x1a\x1c.osqueue.v1.GetStatsResponse"\x03\x90\x02\x01\x12J\n\x08ListJobs\x12\x1b.osqueue.v1.ListJobsRequest\x1a\x1c.osqueue.v1.ListJobsResponse"\x03\x90\x02\x01\x12J\n\x08ListDead\x12\x1b.osqueue.v1.ListDeadRequest\x1a\x1c.osqueue.v1.ListDeadResponse"\x03\x90\x02\x01\x12N\n\x0bRequeueDead\x12\x1e.osqueue.v1.RequeueDeadRequest\x1a\x1f.osqueue.v1.RequeueDeadResponse\x12K\n\nDeleteDead\x12\x1d.osqueue.v1.DeleteDeadRequest\x1a\x1e.osqueue.v1.DeleteDeadResponseb\x06proto3',
+    b'\n\x16osqueue/v1/queue.proto\x12\nosqueue.v1"l\n\tRequestId\x12\x18\n\x07session\x18d \x01(\tR\x07session\x12\x16\n\x06number\x18e \x01(\x03R\x06number\x12\x16\n\x06lowest\x18f \x01(\x03R\x06lowest\x12\x15\n\x06age_ms\x18g \x01(\x03R\x05ageMs"\xaf\x01\n\x10SubmitJobRequest\x12\x18\n\x07payload\x18\x01 \x01(\x0cR\x07payload\x12&\n\x0cmax_attempts\x18\x02 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0f\n\r_max_attempts"*\n\x11SubmitJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"z\n\x0fClaimJobRequest\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x14\n\x05types\x18\x02 \x03(\tR\x05types\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\xc8\x01\n\x10ClaimJobResponse\x12\x1a\n\x06job_id\x18\x01 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12\x1d\n\x07payload\x18\x02 \x01(\x0cH\x01R\x07payload\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x18\n\x07attempt\x18d \x01(\x05R\x07attempt\x12$\n\x0blease_token\x18e \x01(\tH\x02R\nleaseToken\x88\x01\x01B\t\n\x07_job_idB\n\n\x08_payloadB\x0e\n\x0c_lease_token"|\n\x10HeartbeatRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01B\x0e\n\x0c_lease_token"\x13\n\x11HeartbeatResponse"\xb4\x01\n\x12CompleteJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0e\n\x0c_lease_token"\x15\n\x13CompleteJobResponse"8\n\x08JobError\x12\x12\n\x04type\x18d \x01(\tR\x04type\x12\x18\n\x07message\x18e \x01(\tR\x07message"\x81\x02\n\x0eFailJobRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18e \x01(\tR\x08workerId\x12*\n\x05error\x18f \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error\x12\x19\n\x05retry\x18g \x01(\x08H\x00R\x05retry\x88\x01\x01\x12$\n\x0blease_token\x18h \x01(\tH\x01R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18i \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x08\n\x06_retryB\x0e\n\x0c_lease_token"\x11\n\x0fFailJobResponse"\x11\n\x0fGetStatsRequest"\x8e\x02\n\x10GetStatsResponse\x12\x14\n\x05total\x18\x01 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x02 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x03 \x01(\x05R\ninProgress\x12%\n\x0ebroker_address\x18\x04 \x01(\tR\rbrokerAddress\x12,\n\x0fcompleted_total\x18d \x01(\x05H\x00R\x0ecompletedTotal\x88\x01\x01\x12\x17\n\x04dead\x18e \x01(\x05H\x01R\x04dead\x88\x01\x01\x12\x1a\n\x08features\x18f \x03(\tR\x08featuresB\x12\n\x10_completed_totalB\x07\n\x05_dead"\x11\n\x0fListJobsRequest"\xf8\x01\n\x07JobInfo\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07payload\x18\x03 \x01(\x0cR\x07payload\x12\x12\n\x04type\x18\x04 \x01(\tR\x04type\x12\x1b\n\tworker_id\x18\x05 \x01(\tR\x08workerId\x12\x1d\n\ncreated_at\x18\x06 \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18\x07 \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18\x08 \x01(\x05R\x0bmaxAttempts\x12\x1c\n\theartbeat\x18\t \x01(\x03R\theartbeat"\xe0\x01\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b2\x13.osqueue.v1.JobInfoR\x04jobs\x12\x14\n\x05total\x18\x02 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x03 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x04 \x01(\x05R\ninProgress\x12\'\n\x0fcompleted_total\x18\x05 \x01(\x05R\x0ecompletedTotal\x12%\n\x0ebroker_address\x18\x06 \x01(\tR\rbrokerAddress"^\n\x0fListDeadRequest\x12\x19\n\x05limit\x18d \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x1b\n\x06cursor\x18e \x01(\tH\x01R\x06cursor\x88\x01\x01B\x08\n\x06_limitB\t\n\x07_cursor"\xea\x01\n\x07DeadJob\x12\x0e\n\x02id\x18d \x01(\tR\x02id\x12\x18\n\x07payload\x18e \x01(\x0cR\x07payload\x12\x12\n\x04type\x18f \x01(\tR\x04type\x12\x1d\n\ncreated_at\x18g \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18h \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18i \x01(\x05R\x0bmaxAttempts\x12\x17\n\x07dead_at\x18j \x01(\x03R\x06deadAt\x12*\n\x05error\x18k \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error"\x87\x01\n\x10ListDeadResponse\x12\'\n\x04jobs\x18d \x03(\x0b2\x13.osqueue.v1.DeadJobR\x04jobs\x12\x14\n\x05total\x18e \x01(\x05R\x05total\x12$\n\x0bnext_cursor\x18f \x01(\tH\x00R\nnextCursor\x88\x01\x01B\x0e\n\x0c_next_cursor"a\n\x12RequeueDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x15\n\x13RequeueDeadResponse"`\n\x11DeleteDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x14\n\x12DeleteDeadResponse2\xfe\x05\n\x0cQueueService\x12H\n\tSubmitJob\x12\x1c.osqueue.v1.SubmitJobRequest\x1a\x1d.osqueue.v1.SubmitJobResponse\x12E\n\x08ClaimJob\x12\x1b.osqueue.v1.ClaimJobRequest\x1a\x1c.osqueue.v1.ClaimJobResponse\x12H\n\tHeartbeat\x12\x1c.osqueue.v1.HeartbeatRequest\x1a\x1d.osqueue.v1.HeartbeatResponse\x12N\n\x0bCompleteJob\x12\x1e.osqueue.v1.CompleteJobRequest\x1a\x1f.osqueue.v1.CompleteJobResponse\x12B\n\x07FailJob\x12\x1a.osqueue.v1.FailJobRequest\x1a\x1b.osqueue.v1.FailJobResponse\x12J\n\x08GetStats\x12\x1b.osqueue.v1.GetStatsRequest\x1a\x1c.osqueue.v1.GetStatsResponse"\x03\x90\x02\x01\x12J\n\x08ListJobs\x12\x1b.osqueue.v1.ListJobsRequest\x1a\x1c.osqueue.v1.ListJobsResponse"\x03\x90\x02\x01\x12J\n\x08ListDead\x12\x1b.osqueue.v1.ListDeadRequest\x1a\x1c.osqueue.v1.ListDeadResponse"\x03\x90\x02\x01\x12N\n\x0bRequeueDead\x12\x1e.osqueue.v1.RequeueDeadRequest\x1a\x1f.osqueue.v1.RequeueDeadResponse\x12K\n\nDeleteDead\x12\x1d.osqueue.v1.DeleteDeadRequest\x1a\x1e.osqueue.v1.DeleteDeadResponseb\x06proto3',
     [],
     {
+        "RequestId": RequestId,
         "SubmitJobRequest": SubmitJobRequest,
         "SubmitJobResponse": SubmitJobResponse,
         "ClaimJobRequest": ClaimJobRequest,
