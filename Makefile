@@ -7,7 +7,7 @@ SOURCES = $(PACKAGES:%=%/src)
 PROTO = packages/osqueue-client
 GENERATED = src/osqueue_client/_generated
 
-.PHONY: setup check format lint types layers generated test bench generate pins
+.PHONY: setup check format lint types layers generated test test-ceph bench bench-storage generate pins
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -40,8 +40,15 @@ generate:
 test:
 	$(BIN)/python -m pytest
 
+# The same suite on Ceph RGW, from the Debian packages that tests/storage/servers/ceph.py names.
+test-ceph:
+	OSQUEUE_TEST_CEPH=1 $(BIN)/python -m pytest tests/storage/test_ceph.py
+
 bench:
 	$(BIN)/python benchmarks/bench.py
+
+bench-storage:
+	$(BIN)/python benchmarks/storage.py
 
 # Hash-pinned and without addresses: uv.lock records where it downloaded from, these files do not.
 pins:

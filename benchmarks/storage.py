@@ -60,8 +60,8 @@ IMPORTS: Final = (
     ("osqueue_broker", "osqueue_broker"),
     ("osqueue_worker", "osqueue_worker"),
     ("S3Backend, at its first use", "osqueue_storage.s3_client"),
-    ("GCSBackend, when made", "osqueue_storage.gcs_http, osqueue_storage.gcs_auth"),
-    ("AzureBackend, when made", "osqueue_storage.azure_http"),
+    ("GCSBackend, at its first use", "osqueue_storage.gcs_http, osqueue_storage.gcs_auth"),
+    ("AzureBackend, at its first use", "osqueue_storage.azure_http"),
     ("AzureBackend, when it looks for credentials", "azure.identity.aio"),
 )
 IMPORT_RUNS: Final = 5

@@ -379,6 +379,7 @@ async def test_write_cancelled_on_its_way_leaves_the_backend_usable(stub: StubSt
 
 async def test_many_calls_at_once_share_the_connections(stub: StubStore) -> None:
     async with _backend(stub) as backend:
+        await backend.read("key")  # the first call waits for the import of the library
         await asyncio.gather(*(backend.read(f"key{number}") for number in range(20)))
         opened = stub.connections
         await asyncio.gather(*(backend.read(f"key{number}") for number in range(20)))

@@ -562,7 +562,7 @@ def test_backend_shows_its_place_and_what_the_store_can_do() -> None:
     assert backend.max_object_bytes == 5 * 1024**4
 
 
-@pytest.mark.parametrize("library", ["aiohttp", "google.auth", "google.auth.transport.requests"])
+@pytest.mark.parametrize("library", ["aiohttp", "google.auth", "requests"])
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     for module in ("osqueue_storage.gcs_http", "osqueue_storage.gcs_auth"):
         monkeypatch.delitem(sys.modules, module, raising=False)

@@ -224,3 +224,13 @@ def test_importing_the_package_loads_no_client_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("url", ["s3://jobs", "gs://jobs", "az://jobs?account=acct"])
+def test_library_of_a_store_is_not_imported_before_it_is_needed(url: str) -> None:
+    # It takes up to half a second, in which the event loop of the program would stand still.
+    code = (
+        f"import sys; from osqueue_storage import open_storage; open_storage({url!r})\n"
+        "assert not {'aiohttp', 'aiobotocore', 'botocore', 'google.auth', 'azure.identity'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

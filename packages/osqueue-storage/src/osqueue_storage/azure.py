@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote, unquote, urlsplit
@@ -13,7 +12,7 @@ from xml.etree import ElementTree
 from .azure_auth import Request, Signer, TokenCredential, chosen_signer, variable
 from .backend import StoredObject
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
-from .extras import missing_extra
+from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
 
 if TYPE_CHECKING:
@@ -98,7 +97,9 @@ class AzureBackend:
         self._endpoint_url = _checked_endpoint(endpoint_url or f"https://{account}.blob.core.windows.net")
         timeout = checked_timeout(timeout)
         signer = chosen_signer(account, account_key, sas_token, credential, self._endpoint_url, timeout)
-        self._connection = _connection(self._endpoint_url, signer, timeout)
+        if not is_installed("aiohttp"):
+            raise missing_extra("AzureBackend", "azure")
+        self._connection = FirstUse(repr(self), lambda: _connection(self._endpoint_url, signer, timeout))
 
     def __repr__(self) -> str:
         return (
@@ -143,7 +144,7 @@ class AzureBackend:
         doing = self._doing("delete", key)
         headers = {"x-ms-delete-snapshots": "include"}
         request = Request("DELETE", self._path(key, doing), {}, headers, b"")
-        answer = await self._connection.send(request, doing=doing, outcome="unknown")
+        answer = await (await self._connection.get()).send(request, doing=doing, outcome="unknown")
         if answer.status != 202 and not _is_missing_blob(answer):
             raise _failure(answer, doing, "unknown")
 
@@ -161,7 +162,7 @@ class AzureBackend:
         while marker is not None:
             more = {"marker": marker} if marker else {}
             request = Request("GET", f"/{self._container}", query | more, {}, b"")
-            answer = await self._connection.send(request, doing=doing, outcome="not_applied")
+            answer = await (await self._connection.get()).send(request, doing=doing, outcome="not_applied")
             page, marker = _listed(answer, doing)
             names += page
         for name in sorted(names, key=str.encode):
@@ -181,13 +182,13 @@ class AzureBackend:
 
     async def _get(self, key: str, condition: Mapping[str, str], doing: str) -> Answer:
         request = Request("GET", self._path(key, doing), {}, condition, b"")
-        return await self._connection.send(request, doing=doing, outcome="not_applied")
+        return await (await self._connection.get()).send(request, doing=doing, outcome="not_applied")
 
     async def _put(self, key: str, body: bytes, condition: Mapping[str, str], conflict: str) -> str:
         doing = self._doing("write", key)
         kind = {"x-ms-blob-type": "BlockBlob", "content-type": "application/octet-stream"}
         request = Request("PUT", self._path(key, doing), {}, {**kind, **condition}, body)
-        answer = await self._connection.send(request, doing=doing, outcome="unknown")
+        answer = await (await self._connection.get()).send(request, doing=doing, outcome="unknown")
         if answer.status == 201 and answer.etag:
             return answer.etag
         if _is_unmet(answer, condition):
@@ -212,8 +213,6 @@ class AzureBackend:
 
 
 def _connection(endpoint_url: str, signer: Signer, timeout: float) -> AzureConnection:
-    if find_spec("aiohttp") is None:
-        raise missing_extra("AzureBackend", "azure")
     from .azure_http import AzureConnection
 
     return AzureConnection(endpoint_url, signer, timeout)

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, StorageBackendError
-from .extras import missing_extra
+from .extras import is_installed, missing_extra
 
 SCOPE: Final = "https://storage.azure.com/.default"
 
@@ -169,7 +169,7 @@ class Tokens:
         try:
             async with asyncio.timeout(self._timeout):
                 if self._credential is None:
-                    self._credential = self._make()
+                    self._credential = await asyncio.to_thread(self._make)  # it may import a large library
                 return await self._credential.get_token(SCOPE)
         except Exception as error:  # whatever a credential raises: users may bring their own
             if self._token is not None and _seconds_left(self._token) > 0:
@@ -211,11 +211,15 @@ def chosen_signer(
         return SharedAccessSignature(sas_token)
     if credential:
         return Tokens(lambda: credential, owned=False, timeout=timeout)
-    try:
-        from azure.identity.aio import DefaultAzureCredential
-    except ImportError as error:
-        raise missing_extra("AzureBackend without account_key and sas_token", "azure") from error
-    return Tokens(DefaultAzureCredential, owned=True, timeout=timeout)
+    if not is_installed("azure.identity"):
+        raise missing_extra("AzureBackend without account_key and sas_token", "azure")
+    return Tokens(_default_credential, owned=True, timeout=timeout)
+
+
+def _default_credential() -> TokenCredential:
+    from azure.identity.aio import DefaultAzureCredential
+
+    return DefaultAzureCredential()
 
 
 def variable(name: str) -> str | None:

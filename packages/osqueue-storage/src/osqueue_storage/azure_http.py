@@ -12,8 +12,9 @@ from yarl import URL
 
 from .azure_auth import Request, Signer
 from .errors import Outcome, StorageBackendError
-from .http_once import PIECE, TooLate, exchange, open_session, pieces, proxy_for
+from .http_once import PIECE, TooLate, exchange, open_session, pieces
 from .patience import seconds_for
+from .proxies import proxy_for
 
 API_VERSION: Final = "2023-11-03"
 
@@ -41,7 +42,6 @@ class AzureConnection:
         self._signer = signer
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
-        self._closed = False
 
     async def send(self, request: Request, *, doing: str, outcome: Outcome) -> Answer:
         """Sign a request for a path of the account, send it and return the answer, whatever that is.
@@ -49,8 +49,6 @@ class AzureConnection:
         Raises `StorageBackendError` that begins with `doing`: with `outcome` if there was no whole answer to a
         request that may have been sent.
         """
-        if self._closed:
-            raise StorageBackendError(f"{doing}: the backend is closed", outcome="not_applied")
         headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": API_VERSION, **request.headers}
         path = f"{self._base_path}{request.path}"
         signed = Request(request.method, path, request.query, headers, request.body)
@@ -62,7 +60,6 @@ class AzureConnection:
 
     async def aclose(self) -> None:
         """Close the connections. Safe to call twice."""
-        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()

@@ -16,8 +16,8 @@ if sys.platform != "win32":  # the package can be imported there, FileBackend re
 
 from .file_paths import LOCK_NAME, TEMP_PREFIX
 
-LOCK_PATIENCE: Final = 5.0
-"""Seconds to wait for a lock. Who gives up sooner, as the broker does, may find the write landed or not."""
+LOCK_PATIENCE: Final = 2.0
+"""Seconds to wait for a lock: less than a broker with default settings waits for a store, so that it learns why."""
 
 _FIRST_LOCK_DELAY: Final = 0.0005
 _LAST_LOCK_DELAY: Final = 0.01

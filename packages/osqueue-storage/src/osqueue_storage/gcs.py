@@ -12,8 +12,9 @@ from urllib.parse import quote, urlsplit
 
 from .backend import StoredObject
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
-from .extras import missing_extra
+from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
+from .proxies import proxy_for
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -89,7 +90,12 @@ class GCSBackend:
         self._endpoint_url = _checked_endpoint(endpoint_url, anonymous)
         self._bucket = bucket
         self._prefix = prefix
-        self._connection = _connection(self._endpoint_url, credentials, anonymous, checked_timeout(timeout))
+        proxy, timeout = _checked_proxy(self._endpoint_url), checked_timeout(timeout)
+        if not is_installed("aiohttp") or not (anonymous or is_installed("google.auth", "requests")):
+            raise missing_extra("GCSBackend", "gcs")
+        self._connection = FirstUse(
+            repr(self), lambda: _connection(self._endpoint_url, proxy, credentials, anonymous, timeout)
+        )
 
     def __repr__(self) -> str:
         return f"GCSBackend({self._bucket!r}, prefix={self._prefix!r}, endpoint_url={self._endpoint_url!r})"
@@ -137,7 +143,7 @@ class GCSBackend:
         Raises `StorageBackendError`, with the outcome "unknown" if there is no clear answer.
         """
         doing = self._doing("delete", key)
-        answer = await self._connection.request(
+        answer = await (await self._connection.get()).request(
             "DELETE", self._object(key, doing), doing=doing, outcome="unknown"
         )
         if answer.status == 404 and not _is_about_the_bucket(answer):
@@ -152,7 +158,7 @@ class GCSBackend:
         page_token = ""
         while True:
             page = f"&pageToken={quote(page_token, safe='')}" if page_token else ""
-            answer = await self._connection.request(
+            answer = await (await self._connection.get()).request(
                 "GET", f"/storage/v1/b/{self._bucket}/o?{query}{page}", doing=doing, outcome="not_applied"
             )
             if answer.status != 200:
@@ -177,7 +183,7 @@ class GCSBackend:
         await self.aclose()
 
     async def _get(self, key: str, query: str, doing: str) -> Response:
-        return await self._connection.request(
+        return await (await self._connection.get()).request(
             "GET", f"{self._object(key, doing)}?{query}", doing=doing, outcome="not_applied"
         )
 
@@ -188,7 +194,7 @@ class GCSBackend:
         self._object(key, doing)
         # no-store: of a bucket that everybody may read, caches would keep objects for an hour
         about = {"name": self._prefix + key, "cacheControl": "no-store"}
-        answer = await self._connection.request(
+        answer = await (await self._connection.get()).request(
             "POST",
             f"/upload/storage/v1/b/{self._bucket}/o?uploadType=multipart&ifGenerationMatch={generation}"
             "&fields=generation",
@@ -213,17 +219,25 @@ class GCSBackend:
 
 
 def _connection(
-    endpoint_url: str, credentials: Credentials | None, anonymous: bool, timeout: float
+    endpoint_url: str, proxy: str | None, credentials: Credentials | None, anonymous: bool, timeout: float
 ) -> GCSConnection:
     try:
         from .gcs_http import GCSConnection
 
         if anonymous:
-            return GCSConnection(endpoint_url, None, timeout)
+            return GCSConnection(endpoint_url, proxy, None, timeout)
         from .gcs_auth import Tokens
     except ImportError as error:
         raise missing_extra("GCSBackend", "gcs") from error
-    return GCSConnection(endpoint_url, Tokens(credentials), timeout)
+    return GCSConnection(endpoint_url, proxy, Tokens(credentials), timeout)
+
+
+def _checked_proxy(url: str) -> str | None:
+    """Return the proxy that the environment names for a URL. Raises `ConfigError` if it is none."""
+    proxy = proxy_for(url)
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise ConfigError(f"{urlsplit(url).scheme}_proxy in the environment must be like http://host:3128")
+    return proxy or None
 
 
 def _checked_endpoint(url: str, anonymous: bool) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 from yarl import URL
 
-from .errors import ConfigError, Outcome, StorageBackendError
-from .http_once import PIECE, Response, TooLate, exchange, open_session, pieces, proxy_for
+from .errors import Outcome, StorageBackendError
+from .http_once import PIECE, Response, TooLate, exchange, open_session, pieces
 from .patience import seconds_for
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ class GCSConnection:
     Nothing is sent twice, and no redirect is followed: a redirect is an answer like any other.
     """
 
-    def __init__(self, endpoint_url: str, tokens: Tokens | None, timeout: float) -> None:
+    def __init__(self, endpoint_url: str, proxy: str | None, tokens: Tokens | None, timeout: float) -> None:
         self._endpoint = URL(endpoint_url)
-        self._proxy = _checked_proxy(endpoint_url)
+        self._proxy = proxy
         self._tokens = tokens
         self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
-        self._closed = False
 
     async def request(
         self, method: str, target: str, *, doing: str, outcome: Outcome, upload: Upload | None = None
@@ -48,8 +47,6 @@ class GCSConnection:
         Raises `StorageBackendError` that begins with `doing`, with `outcome` if there was no whole answer to a
         request that may have been sent.
         """
-        if self._closed:
-            raise StorageBackendError(f"{doing}: the backend is closed", outcome="not_applied")
         headers = await self._tokens.headers(self._timeout) if self._tokens else {}
         url = URL(f"{str(self._endpoint).rstrip('/')}{target}", encoded=True)
         answer = await self._exchange(method, url, headers, upload, doing, outcome)
@@ -59,7 +56,6 @@ class GCSConnection:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        self._closed = True
         if self._session is not None:
             await self._session.close()
         if self._tokens is not None:
@@ -91,14 +87,6 @@ class GCSConnection:
         if self._session is None:
             self._session = open_session(self._proxy)
         return self._session
-
-
-def _checked_proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL. Raises `ConfigError` if it is none."""
-    proxy = proxy_for(url)
-    if proxy and not proxy.startswith(("http://", "https://")):
-        raise ConfigError(f"{URL(url).scheme}_proxy in the environment must be like http://host:3128")
-    return proxy or None
 
 
 def _multipart(upload: Upload) -> tuple[dict[str, str], bytes | AsyncIterator[memoryview]]:

@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -80,16 +78,6 @@ async def exchange(
         if limit.expired():
             raise TooLate(f"no answer within {seconds:g} s") from error
         raise
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL.
-
-    `trust_env` of aiohttp would do that too, but it also takes a password from ~/.netrc, and refuses to send
-    an authorization beside it.
-    """
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 async def pieces(*parts: bytes) -> AsyncIterator[memoryview]:
