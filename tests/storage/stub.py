@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from email.utils import formatdate
@@ -125,11 +126,17 @@ class Fault:
 
 
 class StubStore:
-    """One bucket (container), called `BUCKET`; every other is missing. No credential is looked at."""
+    """One bucket (container), called `BUCKET`; every other is missing. No credential is looked at.
+
+    `tls`: to be spoken to by https, with the certificate in it.
+    """
 
     bucket: Final = BUCKET
 
-    def __init__(self, dialect: DialectName, *, page_size: int = 1000) -> None:
+    def __init__(
+        self, dialect: DialectName, *, page_size: int = 1000, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self.dialect: Final = dialect
         self.objects: dict[str, StubObject] = {}
         self.requests: list[Seen] = []
@@ -147,7 +154,7 @@ class StubStore:
         """Where a client connects to; for Azure with the account name as its path."""
         assert self._server is not None
         port = self._server.sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}{self._dialect.base_path}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{port}{self._dialect.base_path}"
 
     def count(self, operation: Operation) -> int:
         """Return how many requests of that kind have reached the server."""
@@ -158,7 +165,7 @@ class StubStore:
         self._released.set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(

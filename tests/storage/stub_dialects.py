@@ -119,6 +119,12 @@ def _after(token: str | None) -> str:
     return base64.urlsafe_b64decode(token).decode() if token else ""
 
 
+def _matches(expected: str, found: StubObject) -> bool:
+    """Tell whether an If-Match is met: `*` is by any object, a list by one of its ETags."""
+    etags = {etag.strip().strip('"') for etag in expected.split(",")}
+    return expected.strip() == "*" or found.version.strip('"') in etags
+
+
 class S3Dialect(_Dialect):
     """The S3 REST API, path-style."""
 
@@ -157,10 +163,10 @@ class S3Dialect(_Dialect):
         expected = request.headers.get("if-match")
         if request.headers.get("if-none-match") == "*" and found:
             return self.failure(412)
-        if expected is not None:
+        if expected:  # of an empty one servers take no notice
             if found is None:
                 return self.failure(404)
-            if expected.strip('"') != found.version.strip('"'):
+            if not _matches(expected, found):
                 return self.failure(412)
         etag = f'"{hashlib.md5(request.body, usedforsecurity=False).hexdigest()}"'
         return Answer(200, headers=(("ETag", self._put(key, request.body, etag).version),))
@@ -349,7 +355,7 @@ class AzureDialect(_Dialect):
         if request.headers.get("if-none-match") == "*" and found:
             return self.failure(409)
         expected = request.headers.get("if-match")
-        if expected is not None and (found is None or expected.strip('"') != found.version.strip('"')):
+        if expected and (found is None or not _matches(expected, found)):
             return self.failure(412)
         stored = self._put(key, request.body, f'"0x{self._versions.next():X}"')
         return Answer(201, headers=(*self._about(stored), ("x-ms-request-server-encrypted", "true")))

@@ -19,11 +19,12 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import pytest
+from storage.conftest import Keep
 from storage.servers.azurite import Azurite, signature
 from storage.servers.process import free_ports
 from storage.stub import Fault, StubFaultInjector, StubStore
 
-from osqueue_storage import CASConflictError, ConfigError, StorageBackendError, StoredObject, probe
+from osqueue_storage import CASConflictError, ConfigError, StorageBackendError, StoredObject, azure, probe
 from osqueue_storage.azure import AzureBackend
 from osqueue_storage.contract import (
     CONTRACT,
@@ -120,18 +121,22 @@ async def _answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
 
 @pytest.mark.parametrize("prefix", ["", "a prefix/ü"])
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_on_azurite(server: Azurite, check: Check, prefix: str) -> None:
-    await check(_on(server, prefix=prefix))
+async def test_backend_keeps_the_contract_on_azurite(
+    server: Azurite, check: Check, prefix: str, keep: Keep
+) -> None:
+    await keep(check, _on(server, prefix=prefix))
 
 
 @pytest.mark.parametrize("check", PROCESS_CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_between_processes(server: Azurite, check: Check) -> None:
-    await check(_on(server))
+async def test_backend_keeps_the_contract_between_processes(
+    server: Azurite, check: Check, keep: Keep
+) -> None:
+    await keep(check, _on(server))
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_on_the_stub(stub: StubStore, check: Check) -> None:
-    await check(lambda: _backend(stub))
+async def test_backend_keeps_the_contract_on_the_stub(stub: StubStore, check: Check, keep: Keep) -> None:
+    await keep(check, lambda: _backend(stub))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,10 @@ async def test_unclear_answer_to_a_change_is_unknown(
     assert len(stub.requests) == 1
 
 
-@pytest.mark.parametrize("status", [b"400 Bad Request", b"403 Forbidden", b"404 Not Found", b"409 Conflict"])
+@pytest.mark.parametrize(
+    "status",
+    [b"400 Bad Request", b"403 Forbidden", b"404 Not Found", b"409 Conflict", b"412 Precondition Failed"],
+)
 @pytest.mark.parametrize("change", CHANGES)
 async def test_refusal_that_is_not_of_azure_is_unknown(change: str, status: bytes) -> None:
     async with (
@@ -261,7 +269,7 @@ async def test_write_that_finds_no_such_version_is_a_conflict(
     assert caught.value.outcome == "not_applied"
 
 
-@pytest.mark.parametrize("version", ["*", "", "0x1", '"*", "0x1"', '"a"\r\nx: y', "ä"])
+@pytest.mark.parametrize("version", ["*", '"*"', '"a","b"', "", "0x1", '"*", "0x1"', '"a"\r\nx: y', "ä"])
 async def test_version_that_azure_never_gave_matches_nothing(
     stub: StubStore, backend: AzureBackend, version: str
 ) -> None:
@@ -515,11 +523,33 @@ async def test_one_token_serves_many_requests_and_the_credential_stays_open(stub
     assert not credential.closed
 
 
-async def test_token_is_replaced_before_it_ends(stub: StubStore) -> None:
-    async with _backend(stub, credential=FakeCredential(seconds=200)) as backend:
+async def test_token_is_replaced_before_it_ends_while_it_is_still_used(stub: StubStore) -> None:
+    credential = FakeCredential(seconds=200)
+    async with _backend(stub, credential=credential) as backend:
         await backend.read("key")
+        credential.answering = asyncio.Event()
+        for _ in range(3):
+            async with asyncio.timeout(5):
+                await backend.read("key")
+        assert _authorizations(stub) == ["Bearer token1"] * 4
+        assert credential.asked == 2
+        credential.answering.set()
+        while _authorizations(stub)[-1] == "Bearer token1":
+            await backend.read("key")
+    assert _authorizations(stub)[-1] == "Bearer token2"
+
+
+async def test_request_that_gives_up_does_not_end_the_renewal_of_a_token(stub: StubStore) -> None:
+    credential = FakeCredential(answering=asyncio.Event())
+    async with _backend(stub, credential=credential) as backend:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await backend.read("key")
+        assert credential.answering is not None
+        credential.answering.set()
         await backend.read("key")
-    assert _authorizations(stub) == ["Bearer token1", "Bearer token2"]
+    assert credential.asked == 1
 
 
 async def test_token_that_is_still_good_is_used_while_there_is_no_other(stub: StubStore) -> None:
@@ -528,7 +558,32 @@ async def test_token_that_is_still_good_is_used_while_there_is_no_other(stub: St
         await backend.read("key")
         credential.failure = OSError("no network")
         await backend.read("key")
-    assert _authorizations(stub) == ["Bearer token1"] * 2
+        await backend.read("key")
+    assert _authorizations(stub) == ["Bearer token1"] * 3
+    assert credential.asked >= 2
+
+
+@pytest.mark.parametrize("seconds", [200, -1])
+async def test_backend_that_is_closed_while_it_gets_a_token_sends_nothing(
+    stub: StubStore, seconds: int
+) -> None:
+    credential = FakeCredential(seconds=seconds)
+    backend = _backend(stub, credential=credential)
+    await backend.read("key")
+    credential.answering = asyncio.Event()
+    if seconds > 0:
+        await backend.read("key")
+    else:
+        writing = asyncio.ensure_future(backend.create("key", b""))
+        while credential.asked < 2:
+            await asyncio.sleep(0)
+    await backend.aclose()
+    if seconds < 0:
+        with pytest.raises(StorageBackendError, match="closed") as caught:
+            await writing
+        assert caught.value.outcome == "not_applied"
+    assert stub.count("write") == 0
+    assert len(asyncio.all_tasks()) == 1 + len(stub._serving)
 
 
 async def test_token_that_was_not_accepted_is_not_used_again(stub: StubStore) -> None:
@@ -663,6 +718,33 @@ async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch)
         ) as backend:
             assert await backend.read("key") == StoredObject(b"x", ETAG)
     assert heads[0].startswith(b"GET http://store.invalid/container/key HTTP/1.1\r\n")
+
+
+async def test_emulator_on_this_machine_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _answering(b"") as (proxy, heads):
+        monkeypatch.setenv("http_proxy", proxy)  # it would read the SAS token
+        (port,) = free_ports(1)
+        async with AzureBackend(
+            "container", account=ACCOUNT, sas_token=SAS, endpoint_url=f"http://127.0.0.1:{port}"
+        ) as backend:
+            with pytest.raises(StorageBackendError):
+                await backend.read("key")
+    assert heads == []
+
+
+async def test_password_of_a_proxy_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "me:SECRET@proxy:3128")
+    with pytest.raises(ConfigError, match=r"must look like http://host:3128$") as refused:
+        AzureBackend("container", account=ACCOUNT, account_key=KEY)
+    assert "SECRET" not in "".join(traceback.format_exception(refused.value))
+    (port,) = free_ports(1)
+    for host in ("127.0.0.1", "exa%20mple", "a\\b"):
+        # also one that the check lets pass, should there be any
+        monkeypatch.setattr(azure, "proxy_for", lambda url, host=host: f"http://me:SECRET@{host}:{port}")
+        async with AzureBackend("container", account=ACCOUNT, account_key=KEY) as backend:
+            with pytest.raises(StorageBackendError) as caught:
+                await backend.read("key")
+        assert "SECRET" not in "".join(traceback.format_exception(caught.value))
 
 
 # The server for the tests

@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 from google.auth.credentials import Credentials
 from google.auth.exceptions import RefreshError
+from storage.conftest import Keep
 from storage.servers.fake_gcs import FakeGCS
+from storage.servers.process import free_ports
 from storage.stub import Fault, StubFaultInjector, StubStore
 from storage.stub_dialects import Operation
 
-from osqueue_storage import CASConflictError, ConfigError, StorageBackendError, StoredObject, probe
+from osqueue_storage import CASConflictError, ConfigError, StorageBackendError, StoredObject, gcs, probe
 from osqueue_storage.contract import (
     CONTRACT,
     FAULT_CONTRACT,
@@ -67,8 +69,13 @@ async def backend(stub: StubStore) -> AsyncIterator[GCSBackend]:
 
 
 def _backend(stub: StubStore, **options: Any) -> GCSBackend:
-    options = {"anonymous": "credentials" not in options, "timeout": 20.0, **options}
+    options = {"anonymous": "credentials" not in options, "timeout": 20.0, "min_write_interval": 0, **options}
     return GCSBackend(stub.bucket, endpoint_url=stub.endpoint_url, **options)
+
+
+def _on(server: FakeGCS, **options: Any) -> Callable[[], GCSBackend]:
+    options = {"anonymous": True, "min_write_interval": 0, **options}  # the server takes writes at any rate
+    return partial(GCSBackend, server.bucket, endpoint_url=server.endpoint_url, **options)
 
 
 async def _listed(backend: GCSBackend, prefix: str) -> list[str]:
@@ -80,20 +87,22 @@ async def _listed(backend: GCSBackend, prefix: str) -> list[str]:
 
 @pytest.mark.parametrize("prefix", ["", "a prefix/ü"])
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_on_a_server(server: FakeGCS, check: Check, prefix: str) -> None:
-    await check(
-        lambda: GCSBackend(server.bucket, prefix=prefix, endpoint_url=server.endpoint_url, anonymous=True)
-    )
+async def test_backend_keeps_the_contract_on_a_server(
+    server: FakeGCS, check: Check, prefix: str, keep: Keep
+) -> None:
+    await keep(check, _on(server, prefix=prefix))
 
 
 @pytest.mark.parametrize("check", PROCESS_CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_between_processes(server: FakeGCS, check: Check) -> None:
-    await check(partial(GCSBackend, server.bucket, endpoint_url=server.endpoint_url, anonymous=True))
+async def test_backend_keeps_the_contract_between_processes(
+    server: FakeGCS, check: Check, keep: Keep
+) -> None:
+    await keep(check, _on(server))
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-async def test_backend_keeps_the_contract_on_the_stub(stub: StubStore, check: Check) -> None:
-    await check(lambda: _backend(stub))
+async def test_backend_keeps_the_contract_on_the_stub(stub: StubStore, check: Check, keep: Keep) -> None:
+    await keep(check, lambda: _backend(stub))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +204,84 @@ async def test_error_says_what_the_store_said_and_what_to_do(stub: StubStore, ba
         f"write of 'a key' in the bucket {stub.bucket} at {stub.endpoint_url}: status 403. stub. "
         "Grant the role roles/storage.objectUser on the bucket"
     )
+
+
+@pytest.mark.parametrize("reason", ["rateLimitExceeded", "userRateLimitExceeded"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_limit_that_is_told_as_forbidden_is_no_matter_of_roles(
+    stub: StubStore, backend: GCSBackend, change: str, reason: str
+) -> None:
+    stub.faults.append(Fault.answer(403, code=reason, on="delete" if change == "delete" else "write"))
+    with pytest.raises(StorageBackendError, match=r"status 403\..*about one write a second") as caught:
+        await CHANGES[change](backend)
+    assert caught.value.outcome == "unknown"
+    assert "role" not in caught.value.message
+
+
+PAGES = {
+    "of a proxy": (b"text/html", b"<html>default backend - 404</html>"),
+    "of a framework": (b"text/plain", b"Not Found\n"),
+    "of another API": (b"application/json", b'{"detail": "Not Found"}'),
+    "about another status": (
+        b"application/json",
+        b'{"error": {"code": 500, "message": "x", "errors": [{"domain": "global", "reason": "notFound"}]}}',
+    ),
+    "with nothing": (b"text/plain", b""),
+}
+
+
+@pytest.mark.parametrize(("kind", "page"), PAGES.values(), ids=PAGES)
+@pytest.mark.parametrize("call", [*CHANGES, *READS])
+async def test_404_that_is_not_of_the_api_says_nothing_of_the_object(
+    call: str, kind: bytes, page: bytes
+) -> None:
+    answer = (
+        b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s"
+        % (
+            kind,
+            len(page),
+            page,
+        )
+    )
+    async with (
+        _answering(answer) as (url, _),
+        GCSBackend("bucket", endpoint_url=url, anonymous=True) as backend,
+    ):
+        with pytest.raises(StorageBackendError, match="status 404") as caught:
+            await {**CHANGES, **READS}[call](backend)
+    assert caught.value.outcome == ("unknown" if call in CHANGES else "not_applied")
+
+
+async def test_412_that_is_not_of_the_api_is_no_conflict() -> None:
+    async with (
+        _answering(b"HTTP/1.1 412 Precondition Failed\r\nContent-Length: 0\r\n\r\n") as (url, _),
+        GCSBackend("bucket", endpoint_url=url, anonymous=True) as backend,
+    ):
+        with pytest.raises(StorageBackendError, match="status 412") as caught:
+            await backend.write("key", b"", "1")
+    assert caught.value.outcome == "unknown"
+
+
+async def test_missing_object_of_a_server_that_says_little_is_asked_for_again(server: FakeGCS) -> None:
+    # fake-gcs-server answers a read with "Not Found", as many a proxy does, and only its JSON tells more.
+    async with _on(server)() as backend:
+        assert await backend.read("never there") is None
+        await backend.delete("never there")
+
+
+@contextlib.asynccontextmanager
+async def _answering(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Give every request the same answer; yield the server's URL and the heads of the requests."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", heads
 
 
 @pytest.mark.parametrize("fault", [Fault.torn, Fault.cut, partial(Fault.answer, 200)])
@@ -325,6 +412,54 @@ async def test_closed_backend_sends_nothing(stub: StubStore) -> None:
     with pytest.raises(StorageBackendError, match="closed"):
         await backend.read("key")
     assert stub.requests == []
+
+
+async def test_backend_that_is_closed_while_its_library_is_imported_sends_nothing(
+    stub: StubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, may_end = threading.Event(), threading.Event()
+    make = gcs._connection
+
+    def slowly(*arguments: Any) -> Any:
+        making.set()
+        assert may_end.wait(20)
+        return make(*arguments)
+
+    monkeypatch.setattr(gcs, "_connection", slowly)
+    backend = _backend(stub)
+    async with asyncio.TaskGroup() as group:
+        calls = [group.create_task(_error_of(backend.create("key", b""))) for _ in range(2)]
+        assert await asyncio.to_thread(making.wait, 20)
+        closing = group.create_task(backend.aclose())
+        await asyncio.sleep(0)
+        may_end.set()
+    assert closing.done()
+    assert {error.outcome for call in calls if (error := call.result())} == {"not_applied"}
+    assert stub.connections == 0
+
+
+async def _error_of(call: Awaitable[object]) -> StorageBackendError | None:
+    try:
+        await call
+    except StorageBackendError as error:
+        return error
+    return None
+
+
+async def test_backend_that_is_closed_while_it_waits_for_a_token_sends_nothing(stub: StubStore) -> None:
+    credentials = FakeCredentials()
+    credentials.may_refresh.clear()
+    backend = _backend(stub, credentials=credentials)
+    try:
+        writing = asyncio.ensure_future(backend.create("key", b""))
+        assert await asyncio.to_thread(credentials.asked.wait, 20)
+        await backend.aclose()
+    finally:
+        credentials.may_refresh.set()
+    with pytest.raises(StorageBackendError, match="closed") as caught:
+        await writing
+    assert caught.value.outcome == "not_applied"
+    assert stub.connections == 0
 
 
 # Credentials
@@ -507,10 +642,41 @@ async def test_proxy_of_the_environment_is_used(stub: StubStore, monkeypatch: py
         assert await backend.read("key") is not None
 
 
-def test_proxy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("https_proxy", "me:secret@proxy:3128")
-    with pytest.raises(ConfigError, match=r"must be like http://host:3128$"):
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2", "[::1]"])
+async def test_emulator_on_this_machine_is_reached_without_a_proxy(
+    stub: StubStore, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("http_proxy", stub.endpoint_url)  # it would read the token
+    (port,) = free_ports(1)
+    async with GCSBackend(
+        "bucket", endpoint_url=f"http://{host}:{port}", credentials=FakeCredentials()
+    ) as backend:
+        with pytest.raises(StorageBackendError):
+            await backend.read("key")
+    assert stub.connections == 0
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["me:secret@proxy:3128", "socks5://me:secret@proxy:1", "http://me:secret@[bad:1", "http://me:secret@host:99999",
+     "http://me:secret@host:0", "http://me:secret word@host:1", "http://me:secret@a..b:1", "http://", "http://host#secret"],
+)  # fmt: skip
+def test_proxy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(ConfigError, match=r"https_proxy .*must look like http://host:3128$") as caught:
         GCSBackend("bucket")
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_password_of_a_proxy_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    for host in ("127.0.0.1", "exa%20mple", "a\\b"):
+        # also one that the check lets pass, should there be any
+        monkeypatch.setattr(gcs, "proxy_for", lambda url, host=host: f"http://me:secret@{host}:{port}")
+        async with GCSBackend("bucket", endpoint_url="http://storage.invalid", anonymous=True) as backend:
+            with pytest.raises(StorageBackendError) as caught:
+                await backend.read("key")
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("credentials", [None, FakeCredentials()], ids=["anonymous", "credentials"])
@@ -535,11 +701,16 @@ async def test_password_file_of_the_user_is_left_alone(
         ({"bucket": "a/b"}, "no name of a bucket"),
         ({"bucket": ""}, "no name of a bucket"),
         ({"prefix": "\ud800"}, "prefix must be"),
-        ({"endpoint_url": "storage.googleapis.com"}, "must be like https://"),
-        ({"endpoint_url": "ftp://storage.googleapis.com"}, "must be like https://"),
-        ({"endpoint_url": "https://me:secret@host"}, "must be like https://"),
-        ({"endpoint_url": "https://host?a=b"}, "must be like https://"),
-        ({"endpoint_url": "https://host:port"}, "must be like https://"),
+        ({"endpoint_url": "storage.googleapis.com"}, "must look like https://"),
+        ({"endpoint_url": "ftp://storage.googleapis.com"}, "must look like https://"),
+        ({"endpoint_url": "https://me:secret@host"}, "must look like https://"),
+        ({"endpoint_url": "https://host?a=b"}, "must look like https://"),
+        ({"endpoint_url": "https://host:0"}, "must look like https://"),
+        ({"endpoint_url": "https://a\\b"}, "must look like https://"),
+        ({"endpoint_url": "https://a..b"}, "must look like https://"),
+        ({"endpoint_url": "https://[host"}, "must look like https://"),
+        ({"endpoint_url": "https://a host"}, "must look like https://"),
+        ({"endpoint_url": "https://host:port"}, "must look like https://"),
         ({"endpoint_url": "http://storage.example.com"}, "must not travel over http"),
         ({"anonymous": True, "credentials": FakeCredentials()}, "not both"),
         ({"timeout": 0}, "timeout must be"),

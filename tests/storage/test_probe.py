@@ -7,6 +7,7 @@ import pytest
 from osqueue_storage import (
     PROBE_PREFIX,
     PROBE_WRITES,
+    CASConflictError,
     ConfigError,
     MemoryBackend,
     StorageBackendError,
@@ -44,7 +45,19 @@ class IgnoresIfNoneMatch(MemoryBackend):
         return self._put(key, body)
 
 
-class RefusesAll(MemoryBackend):
+class RecreatesWhatIsMissing(MemoryBackend):
+    async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        if key not in self._objects:
+            return self._put(key, body)
+        return await super().write(key, body, expected_version)
+
+
+class RefusesCreates(MemoryBackend):
+    async def create(self, key: str, body: bytes) -> str:
+        raise CASConflictError(key=key)
+
+
+class ComparesQuotes(MemoryBackend):
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
         return await super().write(key, body, '"' + expected_version)
 
@@ -69,7 +82,8 @@ async def test_a_good_store_passes_and_nothing_is_left() -> None:
     [
         (IgnoresIfMatch(), "accepted a write on an old version"),
         (IgnoresIfNoneMatch(), "accepted a create over an existing object"),
-        (RefusesAll(), "refused a write on the current version"),
+        (RecreatesWhatIsMissing(), "accepted a write on a deleted object"),
+        (RefusesCreates(), "refused a create of a new object"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -80,6 +94,22 @@ async def test_a_store_that_does_not_honour_conditions_is_named_with_what_it_did
         await probe(store)
     assert refused.value.message.startswith(f"MemoryBackend(latency=0.0) {what}: ")
     assert [key async for key in store.list("")] == []
+
+
+async def test_a_store_that_refuses_the_right_version_is_told_of_quotes() -> None:
+    store = ComparesQuotes()
+    with pytest.raises(ConfigError, match=r"refused a write on the current version: .*quoted_if_match=false"):
+        await probe(store)
+    assert [key async for key in store.list("")] == []
+
+
+async def test_error_of_the_cleaning_up_does_not_hide_the_verdict() -> None:
+    class CannotDelete(IgnoresIfNoneMatch):
+        async def delete(self, key: str) -> None:
+            raise RuntimeError("of a backend of somebody's own")
+
+    with pytest.raises(ConfigError, match="accepted a create over an existing object"):
+        await probe(CannotDelete())
 
 
 async def test_a_store_that_gives_back_what_was_replaced_is_refused() -> None:

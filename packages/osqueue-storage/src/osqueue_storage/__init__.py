@@ -1,7 +1,7 @@
 """Compare-and-set object storage: the one primitive that osqueue rests on."""
 
 from .azure import AzureBackend
-from .backend import ConditionalReader, StorageBackend, StoredObject
+from .backend import ConditionalReader, Remote, StorageBackend, StoredObject, is_remote
 from .errors import CASConflictError, ConfigError, OsqueueError, Outcome, StorageBackendError
 from .file import FileBackend
 from .gcs import GCSBackend
@@ -23,6 +23,7 @@ __all__ = [
     "MemoryBackend",
     "OsqueueError",
     "Outcome",
+    "Remote",
     "S3Backend",
     "StorageBackend",
     "StorageBackendError",
@@ -30,6 +31,7 @@ __all__ = [
     "ThrottleStats",
     "Throttled",
     "ThrottledStorageBackend",
+    "is_remote",
     "open_storage",
     "probe",
 ]

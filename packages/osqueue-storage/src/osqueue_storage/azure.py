@@ -6,21 +6,24 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
 from .azure_auth import Request, Signer, TokenCredential, chosen_signer, variable
 from .backend import StoredObject
+from .endpoints import checked_endpoint, is_loopback
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
 from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
+from .proxies import proxy_for
 
 if TYPE_CHECKING:
     from .azure_http import Answer, AzureConnection
 
 _CONTAINER: Final = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*|\$root|\$web")
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
-_ETAG: Final = re.compile(r'"[!#-~]+"')
+_ETAG: Final = re.compile(r'"[!#-)+\--~]+"')
+"""One ETag: no list of several, and not `*`, which means whatever there is (for Azurite in quotes, too)."""
 
 _LOST_NAME: Final = re.compile(r"\.(/|$)|\\|/$")
 """What does not reach Azure as it was sent, or is another name there: parts that end in a dot, a backslash, a slash
@@ -94,12 +97,20 @@ class AzureBackend:
         self.slowest_write_interval: float = min_write_interval
         self._container = container
         self._prefix = prefix
-        self._endpoint_url = _checked_endpoint(endpoint_url or f"https://{account}.blob.core.windows.net")
+        self._endpoint_url = checked_endpoint(
+            endpoint_url or f"https://{account}.blob.core.windows.net",
+            example="https://ACCOUNT.blob.core.windows.net, or for Azurite like"
+            " http://127.0.0.1:10000/devstoreaccount1",
+        )
+        self.is_remote = not is_loopback(self._endpoint_url)
+        proxy = proxy_for(self._endpoint_url)
         timeout = checked_timeout(timeout)
         signer = chosen_signer(account, account_key, sas_token, credential, self._endpoint_url, timeout)
         if not is_installed("aiohttp"):
             raise missing_extra("AzureBackend", "azure")
-        self._connection = FirstUse(repr(self), lambda: _connection(self._endpoint_url, signer, timeout))
+        self._connection = FirstUse(
+            repr(self), lambda: _connection(self._endpoint_url, proxy, signer, timeout)
+        )
 
     def __repr__(self) -> str:
         return (
@@ -125,7 +136,7 @@ class AzureBackend:
         Raises `StorageBackendError`, with the outcome "unknown" if there is no clear answer.
         """
         conflict = f"{key!r} is not at version {expected_version}"
-        if not _ETAG.fullmatch(expected_version):  # * would overwrite whatever there is
+        if not _ETAG.fullmatch(expected_version):
             raise CASConflictError(conflict, key=key)
         return await self._put(key, body, {"if-match": expected_version}, conflict)
 
@@ -212,26 +223,10 @@ class AzureBackend:
         return f"cannot {action} {key[:80]!r} in {self!r}"
 
 
-def _connection(endpoint_url: str, signer: Signer, timeout: float) -> AzureConnection:
+def _connection(endpoint_url: str, proxy: str | None, signer: Signer, timeout: float) -> AzureConnection:
     from .azure_http import AzureConnection
 
-    return AzureConnection(endpoint_url, signer, timeout)
-
-
-def _checked_endpoint(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_right = (
-            parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        )
-    except ValueError:
-        is_right = False
-    if not is_right or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ConfigError(  # without the URL: it may hold a SAS token
-            "endpoint_url must look like https://ACCOUNT.blob.core.windows.net, or for Azurite like"
-            " http://127.0.0.1:10000/devstoreaccount1: without user, query and fragment"
-        )
-    return url.rstrip("/")
+    return AzureConnection(endpoint_url, proxy, signer, timeout)
 
 
 def _is_missing_blob(answer: Answer) -> bool:
@@ -240,7 +235,7 @@ def _is_missing_blob(answer: Answer) -> bool:
 
 def _is_unmet(answer: Answer, condition: Mapping[str, str]) -> bool:
     """Tell whether the write was refused for its condition (and not, say, for a lease, which is a 412 too)."""
-    if answer.status == 412 and answer.code in ("ConditionNotMet", ""):
+    if answer.status == 412 and answer.code == "ConditionNotMet":  # without a code it is not Azure's
         return True
     if "if-match" in condition:
         return _is_missing_blob(answer)

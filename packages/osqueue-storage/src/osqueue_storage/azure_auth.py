@@ -7,14 +7,13 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
+from .endpoints import keeps_secrets
 from .errors import ConfigError, StorageBackendError
 from .extras import is_installed, missing_extra
 
@@ -131,10 +130,13 @@ class SharedAccessSignature(_Unchanging):
 
 
 class Tokens:
-    """Bearer tokens of a credential, each used until shortly before it ends.
+    """Bearer tokens of a credential.
 
-    The credential is made at first use. `owned`: whether it was made for this alone, and is closed with it.
-    `timeout`: seconds that it may take to give a token.
+    A token is replaced some minutes before it ends, while it is still used: a slow or silent token service does not
+    hold up the requests as long as there is a good one. The credential is made at first use.
+
+    `owned`: whether it was made for this alone, and is closed with it. `timeout`: seconds that it may take to give a
+    token.
     """
 
     secret_query = ""
@@ -145,15 +147,20 @@ class Tokens:
         self._timeout = timeout
         self._credential: TokenCredential | None = None
         self._token: AccessToken | None = None
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[Exception | None] | None = None
 
     async def headers(self, request: Request) -> Mapping[str, str]:
         """See `Signer.headers`."""
-        async with self._fetching:  # of many tasks one asks, and the others find its token
-            if _seconds_left(self._token) < _REFRESH_BEFORE:
-                self._token = await self._fetched()
-            assert self._token is not None
-            return {"authorization": f"Bearer {self._token.token}"}
+        if _seconds_left(self._token) < _REFRESH_BEFORE and (self._fetching is None or self._fetching.done()):
+            # of many tasks one asks, and the others find its token; `aclose` ends it
+            self._fetching = asyncio.get_running_loop().create_task(self._fetch(), name="osqueue-azure-token")
+        if _seconds_left(self._token) <= 0 and self._fetching is not None:
+            await self._wait_for(self._fetching)
+        if self._token is None:
+            raise StorageBackendError(
+                "no access token for Azure Storage: it was refused", outcome="not_applied"
+            )
+        return {"authorization": f"Bearer {self._token.token}"}
 
     def forget(self) -> None:
         """See `Signer.forget`."""
@@ -161,25 +168,38 @@ class Tokens:
 
     async def aclose(self) -> None:
         """See `Signer.aclose`."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait((self._fetching,))
         credential, self._credential = self._credential, None
         if credential is not None and self._owned:
             await credential.close()
 
-    async def _fetched(self) -> AccessToken:
-        try:
-            async with asyncio.timeout(self._timeout):
-                if self._credential is None:
-                    self._credential = await asyncio.to_thread(self._make)  # it may import a large library
-                return await self._credential.get_token(SCOPE)
-        except Exception as error:  # whatever a credential raises: users may bring their own
-            if self._token is not None and _seconds_left(self._token) > 0:
-                return self._token
+    async def _wait_for(self, fetching: asyncio.Task[Exception | None]) -> None:
+        # not awaited itself: a caller that gives up would end it for the others as well
+        await asyncio.wait((fetching,))
+        if fetching.cancelled():
+            raise StorageBackendError(
+                "no access token for Azure Storage: the backend was closed", outcome="not_applied"
+            )
+        if error := fetching.result():
             reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
             raise StorageBackendError(
                 f"no access token for Azure Storage: {reason}. Pass account_key, sas_token or credential, set "
                 "AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or sign in with `az login`",
                 outcome="not_applied",
             ) from error
+
+    async def _fetch(self) -> Exception | None:
+        """Get a token. An error is returned: there may be nobody to raise it for."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                if self._credential is None:
+                    self._credential = await asyncio.to_thread(self._make)  # it may import a large library
+                self._token = await self._credential.get_token(SCOPE)
+        except Exception as error:  # noqa: BLE001  # whatever a credential raises: users may bring their own
+            return error
+        return None
 
 
 def chosen_signer(
@@ -205,7 +225,7 @@ def chosen_signer(
         sas_token = None if account_key else variable("AZURE_STORAGE_SAS_TOKEN")
     if account_key:
         return AccountKey(account, account_key)
-    if not _keeps_secrets(endpoint_url):
+    if not keeps_secrets(endpoint_url):
         raise ConfigError("a token is not sent over http: give an https endpoint_url, or an account_key")
     if sas_token:
         return SharedAccessSignature(sas_token)
@@ -226,14 +246,6 @@ def variable(name: str) -> str | None:
     """Return a variable of the environment, or None if it is not set or empty."""
     # The platform's credentials: these are the names that the tools of Azure read.
     return os.environ.get(name) or None  # noqa: TID251
-
-
-def _keeps_secrets(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return parts.hostname == "localhost"
 
 
 def _seconds_left(token: AccessToken | None) -> float:

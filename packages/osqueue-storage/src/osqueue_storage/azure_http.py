@@ -12,9 +12,8 @@ from yarl import URL
 
 from .azure_auth import Request, Signer
 from .errors import Outcome, StorageBackendError
-from .http_once import PIECE, TooLate, exchange, open_session, pieces
+from .http_once import PIECE, NotSent, OnceClient, TooLate, pieces
 from .patience import seconds_for
-from .proxies import proxy_for
 
 API_VERSION: Final = "2023-11-03"
 
@@ -35,13 +34,13 @@ class AzureConnection:
     Nothing is sent twice, and no redirect is followed: a redirect is an answer like any other.
     """
 
-    def __init__(self, endpoint_url: str, signer: Signer, timeout: float) -> None:
+    def __init__(self, endpoint_url: str, proxy: str | None, signer: Signer, timeout: float) -> None:
         parts = urlsplit(endpoint_url)
         self._origin = f"{parts.scheme}://{parts.netloc}"
         self._base_path = parts.path
         self._signer = signer
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
+        self._client = OnceClient(proxy, skip_auto_headers=("Content-Type",))
 
     async def send(self, request: Request, *, doing: str, outcome: Outcome) -> Answer:
         """Sign a request for a path of the account, send it and return the answer, whatever that is.
@@ -60,9 +59,7 @@ class AzureConnection:
 
     async def aclose(self) -> None:
         """Close the connections. Safe to call twice."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._client.aclose()
         await self._signer.aclose()
 
     async def _exchange(
@@ -74,26 +71,23 @@ class AzureConnection:
         if request.method == "PUT":
             headers["content-length"] = str(len(request.body))
         try:
-            response = await exchange(
-                self._opened(),
+            response = await self._client.exchange(
                 request.method,
                 url,
                 headers=headers,
                 data=(request.body or None) if len(request.body) <= PIECE else pieces(request.body),
                 seconds=seconds_for(len(request.body), self._timeout),
             )
+        except NotSent as error:
+            raise StorageBackendError(f"{doing}: {error}", outcome="not_applied") from error
         except TooLate as error:
             raise StorageBackendError(f"{doing}: {error}", outcome=outcome) from (None if secret else error)
         except (aiohttp.ClientError, OSError) as error:
-            # Some of these errors repeat the URL, and with it a SAS token; some keep the headers of the request.
-            is_safe = not secret and not isinstance(error, aiohttp.ClientResponseError)
+            # Some of these errors repeat the URL, and with it a SAS token; some keep the headers of the request;
+            # and what calls a URL invalid here shows that of a proxy, and with it a password.
+            is_safe = not secret and not isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL)
             reason = (str(error) if is_safe else "") or type(error).__name__
             failure = StorageBackendError(f"{doing}: {reason}", outcome=outcome)
             raise failure from (error if is_safe else None)
         code, etag = (response.headers.get(name, "") for name in ("x-ms-error-code", "ETag"))
         return Answer(response.status, code, etag, response.body)
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = open_session(proxy_for(self._origin), skip_auto_headers=("Content-Type",))
-        return self._session

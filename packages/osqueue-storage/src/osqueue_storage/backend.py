@@ -87,6 +87,21 @@ class StorageBackend(Protocol):
 
 
 @runtime_checkable
+class Remote(Protocol):
+    """What a backend says in addition whose objects programs on other machines may reach."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether they can."""
+        ...
+
+
+def is_remote(storage: StorageBackend) -> bool:
+    """Return whether programs on other machines can reach the same objects: not if the backend says nothing of it."""
+    return isinstance(storage, Remote) and storage.is_remote
+
+
+@runtime_checkable
 class ConditionalReader(Protocol):
     """What a backend offers in addition when it can tell cheaply that nothing has changed."""
 

@@ -42,12 +42,12 @@ class FirstUse(Generic[C]):
 
     async def get(self) -> C:
         """Return the connection, the same for all. Raises `StorageBackendError` after `aclose`."""
-        if self._is_closed:
-            raise StorageBackendError(f"{self._owner}: the backend is closed", outcome="not_applied")
-        if self._made is None:
+        if self._made is None and not self._is_closed:
             async with self._making:
                 if self._made is None:
                     self._made = await asyncio.to_thread(self._make)
+        if self._made is None or self._is_closed:  # it may have been closed meanwhile
+            raise StorageBackendError(f"{self._owner}: the backend is closed", outcome="not_applied")
         return self._made
 
     async def aclose(self) -> None:

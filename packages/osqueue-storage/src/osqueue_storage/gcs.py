@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from .backend import StoredObject
+from .endpoints import checked_endpoint, is_loopback, keeps_secrets
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
 from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
@@ -30,6 +31,9 @@ _NONE_YET: Final = "0"
 
 _REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 411, 413})
 """Statuses by which the server says that it did nothing, and never will."""
+
+_TOO_FAST: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+"""Reasons of a 403 or 429 that pass by themselves (cloud.google.com/storage/docs/json_api/v1/status-codes)."""
 
 _ADVICE: Final = {
     401: "The next request takes a new access token",
@@ -87,10 +91,13 @@ class GCSBackend:
             raise ConfigError("GCSBackend takes credentials or anonymous=True, not both")
         self.min_write_interval: float = min_write_interval
         self.slowest_write_interval: float = min_write_interval
-        self._endpoint_url = _checked_endpoint(endpoint_url, anonymous)
+        self._endpoint_url = checked_endpoint(endpoint_url, example=_ENDPOINT)
+        self.is_remote = not is_loopback(self._endpoint_url)
+        if not (anonymous or keeps_secrets(self._endpoint_url)):
+            raise ConfigError("an access token must not travel over http: use https, or anonymous=True")
         self._bucket = bucket
         self._prefix = prefix
-        proxy, timeout = _checked_proxy(self._endpoint_url), checked_timeout(timeout)
+        proxy, timeout = proxy_for(self._endpoint_url), checked_timeout(timeout)
         if not is_installed("aiohttp") or not (anonymous or is_installed("google.auth", "requests")):
             raise missing_extra("GCSBackend", "gcs")
         self._connection = FirstUse(
@@ -104,9 +111,14 @@ class GCSBackend:
         """See `StorageBackend.read`. Raises `StorageBackendError` if there is no whole answer."""
         doing = self._doing("read", key)
         answer = await self._get(key, "alt=media", doing)
-        if answer.status == 404 and not _is_about_the_bucket(answer):
+        if answer.status != 404:
+            return _stored(answer, doing)
+        if _says_no_such_object(answer):
             return None
-        return _stored(answer, doing)
+        # That was no JSON, and something on the way can send a 404 as well. What is asked now is answered in JSON.
+        if _says_no_such_object(await self._get(key, "fields=generation", doing)):
+            return None
+        raise _failure(answer, doing, "not_applied")
 
     async def read_if_changed(self, key: str, version: str) -> StoredObject | None:
         """See `ConditionalReader.read_if_changed`. Raises `StorageBackendError` if there is no whole answer."""
@@ -146,9 +158,7 @@ class GCSBackend:
         answer = await (await self._connection.get()).request(
             "DELETE", self._object(key, doing), doing=doing, outcome="unknown"
         )
-        if answer.status == 404 and not _is_about_the_bucket(answer):
-            return
-        if answer.status not in (200, 204):
+        if answer.status not in (200, 204) and not _says_no_such_object(answer):
             raise _failure(answer, doing, "unknown")
 
     async def list(self, prefix: str) -> AsyncIterator[str]:
@@ -202,7 +212,7 @@ class GCSBackend:
             outcome="unknown",
             upload=Upload(json.dumps(about).encode(), body),
         )
-        if answer.status == 412:
+        if answer.status == 412 and _error_of(answer) is not None:
             raise CASConflictError(conflict, key=key)
         if answer.status != 200:
             raise _failure(answer, doing, "unknown")
@@ -232,28 +242,6 @@ def _connection(
     return GCSConnection(endpoint_url, proxy, Tokens(credentials), timeout)
 
 
-def _checked_proxy(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL. Raises `ConfigError` if it is none."""
-    proxy = proxy_for(url)
-    if proxy and not proxy.startswith(("http://", "https://")):
-        raise ConfigError(f"{urlsplit(url).scheme}_proxy in the environment must be like http://host:3128")
-    return proxy or None
-
-
-def _checked_endpoint(url: str, anonymous: bool) -> str:
-    wrong = ConfigError("endpoint_url must be like https://storage.googleapis.com, without user, query and #")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in url or "?" in url or "#" in url:
-        raise wrong
-    if parts.scheme == "http" and not anonymous and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise ConfigError("an access token must not travel over http: use https, or anonymous=True")
-    return url.rstrip("/")
-
-
 def _encoded(text: str, doing: str) -> str:
     try:
         return quote(text, safe="")
@@ -261,9 +249,32 @@ def _encoded(text: str, doing: str) -> str:
         raise StorageBackendError(f"{doing}: it is not Unicode text", outcome="not_applied") from error
 
 
-def _is_about_the_bucket(answer: Response) -> bool:
-    """Whether a 404 says that the bucket is missing; if it does not say, the object is."""
-    return b"bucket does not exist" in answer.body and b"No such object" not in answer.body
+@dataclass(frozen=True, slots=True)
+class _APIError:
+    message: str
+    reason: str
+
+
+def _error_of(answer: Response) -> _APIError | None:
+    """Return the error that the JSON API reports; None if the answer is something else, such as a proxy's page."""
+    try:
+        error = json.loads(answer.body)["error"]
+        first = error["errors"][0]
+        if int(error["code"]) == answer.status and first["domain"] and first["reason"]:
+            return _APIError(str(error["message"]), str(first["reason"]))
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    return None
+
+
+def _says_no_such_object(answer: Response) -> bool:
+    """Whether the API itself says that the object is missing: not its bucket, and not a proxy that is lost."""
+    if answer.status != 404:
+        return False
+    if answer.body.startswith(b"No such object: "):  # the answer to a read is no JSON
+        return True
+    error = _error_of(answer)
+    return error is not None and "bucket does not exist" not in error.message
 
 
 def _stored(answer: Response, doing: str) -> StoredObject:
@@ -305,11 +316,16 @@ def _listing(answer: Response, doing: str) -> tuple[list[str], str]:
 
 def _failure(answer: Response, doing: str, unclear: Outcome) -> StorageBackendError:
     """Return the error for an answer that is not the one hoped for."""
-    told = " ".join(answer.body[:2000].decode(errors="replace").split())
-    with suppress(ValueError, KeyError, TypeError):  # what is no error of the JSON API is shown as it is
-        told = str(json.loads(answer.body)["error"]["message"])
-    parts = (f"{doing}: status {answer.status}", told[:300], _ADVICE.get(answer.status))
+    error = _error_of(answer)
+    told = error.message if error else " ".join(answer.body[:2000].decode(errors="replace").split())
+    is_too_fast = error is not None and error.reason in _TOO_FAST
+    parts = (
+        f"{doing}: status {answer.status}",
+        told[:300],
+        _ADVICE.get(429 if is_too_fast else answer.status),
+    )
+    # What is no error of the JSON API comes from something on the way, which knows nothing of the object.
+    is_clear = answer.status in _REFUSALS and error is not None and not is_too_fast
     return StorageBackendError(
-        ". ".join(part for part in parts if part),
-        outcome="not_applied" if answer.status in _REFUSALS else unclear,
+        ". ".join(part for part in parts if part), outcome="not_applied" if is_clear else unclear
     )

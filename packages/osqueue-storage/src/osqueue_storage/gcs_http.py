@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from .errors import Outcome, StorageBackendError
-from .http_once import PIECE, Response, TooLate, exchange, open_session, pieces
+from .http_once import PIECE, NotSent, OnceClient, Response, TooLate, pieces
 from .patience import seconds_for
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ class GCSConnection:
 
     def __init__(self, endpoint_url: str, proxy: str | None, tokens: Tokens | None, timeout: float) -> None:
         self._endpoint = URL(endpoint_url)
-        self._proxy = proxy
+        self._client = OnceClient(proxy)
         self._tokens = tokens
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
 
     async def request(
         self, method: str, target: str, *, doing: str, outcome: Outcome, upload: Upload | None = None
@@ -56,8 +55,7 @@ class GCSConnection:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
+        await self._client.aclose()
         if self._tokens is not None:
             self._tokens.close()
 
@@ -73,20 +71,20 @@ class GCSConnection:
         more, data = _multipart(upload) if upload else ({}, None)
         seconds = seconds_for(len(upload.body) if upload else 0, self._timeout)
         try:
-            return await exchange(
-                self._opened(), method, url, headers={**headers, **more}, data=data, seconds=seconds
+            return await self._client.exchange(
+                method, url, headers={**headers, **more}, data=data, seconds=seconds
             )
+        except NotSent as error:
+            raise StorageBackendError(f"{doing}: {error}", outcome="not_applied") from error
         except aiohttp.ClientResponseError as error:
             # It keeps the headers of the request, and the token in them: it must not go along.
             reason, cause = f"no valid answer ({error.message})", None
+        except aiohttp.InvalidURL as error:
+            # Nothing but a proxy's URL can be that wrong here, and that may hold a password.
+            reason, cause = type(error).__name__, None
         except (TooLate, aiohttp.ClientError, OSError) as error:
             reason, cause = str(error) or type(error).__name__, error
         raise StorageBackendError(f"{doing}: {reason}", outcome=outcome) from cause
-
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = open_session(self._proxy)
-        return self._session
 
 
 def _multipart(upload: Upload) -> tuple[dict[str, str], bytes | AsyncIterator[memoryview]]:

@@ -26,6 +26,10 @@ class TooLate(Exception):
     """The answer did not come in time."""
 
 
+class NotSent(Exception):
+    """The request was surely not sent: the client is closed, or whom it speaks to cannot be trusted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What a server answered: all of it."""
@@ -35,8 +39,69 @@ class Response:
     body: bytes
 
 
-def open_session(proxy: str | None, **options: Any) -> aiohttp.ClientSession:
-    """Return a session for `exchange`; `options` are of `aiohttp.ClientSession`."""
+class OnceClient:
+    """Connections that are opened at the first request, and not again once they are closed.
+
+    `options` are of `aiohttp.ClientSession`.
+    """
+
+    def __init__(self, proxy: str | None, **options: Any) -> None:
+        self._proxy = proxy
+        self._options = options
+        self._session: aiohttp.ClientSession | None = None
+        self._is_closed = False
+
+    async def exchange(
+        self,
+        method: str,
+        url: URL,
+        *,
+        headers: Mapping[str, str],
+        data: bytes | AsyncIterator[memoryview] | None,
+        seconds: float,
+    ) -> Response:
+        """Send one request, follow no redirect, and return the whole answer.
+
+        `seconds`: for the request and the head of the answer; its body has as long again as its size allows.
+        Raises `NotSent`, `TooLate`, and what aiohttp raises.
+        """
+        limit = asyncio.timeout(seconds)
+        try:
+            async with (
+                limit,
+                self._opened().request(
+                    method, url, headers=headers, data=data, allow_redirects=False
+                ) as response,
+            ):
+                if response.content_length and (until := limit.when()) is not None:
+                    limit.reschedule(until + seconds_for(response.content_length, 0))
+                return Response(response.status, response.headers, await _whole_body(response))
+        except TimeoutError as error:
+            if limit.expired():
+                raise TooLate(f"no answer within {seconds:g} s") from error
+            raise
+        except aiohttp.ClientSSLError as error:  # that of a handshake
+            raise NotSent(
+                f"no TLS connection that can be trusted ({error.strerror or type(error).__name__}). For a certificate "
+                "authority of your own set SSL_CERT_FILE"
+            ) from error
+
+    async def aclose(self) -> None:
+        """Close the connections. Safe to call twice, and while a request waits for its access token."""
+        self._is_closed = True
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._is_closed:
+            raise NotSent("the backend is closed")
+        if self._session is None:
+            self._session = _session(self._proxy, self._options)
+        return self._session
+
+
+def _session(proxy: str | None, options: Mapping[str, Any]) -> aiohttp.ClientSession:
     session = aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -49,35 +114,6 @@ def open_session(proxy: str | None, **options: Any) -> aiohttp.ClientSession:
     # told as a conflict. There is no public way to forbid it (aiohttp#10790); tests hold it to that.
     session._retry_connection = False
     return session
-
-
-async def exchange(
-    session: aiohttp.ClientSession,
-    method: str,
-    url: URL,
-    *,
-    headers: Mapping[str, str],
-    data: bytes | AsyncIterator[memoryview] | None,
-    seconds: float,
-) -> Response:
-    """Send one request, follow no redirect, and return the whole answer.
-
-    `seconds`: for the request and the head of the answer; its body has as long again as its size allows. Raises
-    `TooLate`, and what aiohttp raises.
-    """
-    limit = asyncio.timeout(seconds)
-    try:
-        async with (
-            limit,
-            session.request(method, url, headers=headers, data=data, allow_redirects=False) as response,
-        ):
-            if response.content_length and (until := limit.when()) is not None:
-                limit.reschedule(until + seconds_for(response.content_length, 0))
-            return Response(response.status, response.headers, await _whole_body(response))
-    except TimeoutError as error:
-        if limit.expired():
-            raise TooLate(f"no answer within {seconds:g} s") from error
-        raise
 
 
 async def pieces(*parts: bytes) -> AsyncIterator[memoryview]:

@@ -12,18 +12,28 @@ from collections.abc import Awaitable
 from typing import Final
 
 from .backend import StorageBackend
-from .errors import CASConflictError, ConfigError, StorageBackendError
+from .errors import CASConflictError, ConfigError
 
 PROBE_PREFIX: Final = "osqueue-probe-"
 
-PROBE_WRITES: Final = 5
+PROBE_WRITES: Final = 6
 """Writes of one probe, its delete included."""
+
+_ANOTHER_STORE: Final = (
+    "it does not honour conditional writes, and a queue on it would lose jobs. Use a store, or a version of this one, "
+    "that does"
+)
+_QUOTES: Final = (
+    "no queue can be kept there. It may compare the quotes of the ETag in If-Match to its own ETag without, as Ceph "
+    "does: on S3 set quoted_if_match=false. Else use another store"
+)
 
 
 async def probe(storage: StorageBackend) -> None:
     """Try conditional writes on a key of its own, `osqueue-probe-` and a random number, and delete it.
 
-    Four writes, a read and a delete, `min_write_interval` apart. Returns when the store does what it must.
+    Five writes, a read and a delete, `min_write_interval` apart. Returns when the store does what it must. Where the
+    delete fails, it is not tried whether a write creates anew what was deleted.
 
     Raises `ConfigError`, naming the store and what it did, if a condition was ignored or a write was refused
     that had to succeed; and `StorageBackendError` if the store failed otherwise.
@@ -41,38 +51,46 @@ class _Probe:
         try:
             first = await self._lands(storage.create(key, b"1"), "create of a new object")
             await self._conflicts(storage.create(key, b"2"), "create over an existing object")
-            second = await self._lands(storage.write(key, b"3", first), "write on the current version")
+            await self._pause()
+            second = await self._lands(
+                storage.write(key, b"3", first), "write on the current version", _QUOTES
+            )
             await self._conflicts(storage.write(key, b"4", first), "write on an old version")
+            await self._pause()
             found = await storage.read(key)
             if found is None or found.body != b"3" or found.version != second:
                 raise self._broken("gave back something else than what was written last")
-        finally:
-            await self._clean_up()
+            if await self._delete():
+                await self._pause()
+                await self._conflicts(storage.write(key, b"5", second), "write on a deleted object")
+        except BaseException:
+            await self._delete()
+            raise
 
-    async def _lands(self, write: Awaitable[str], what: str) -> str:
+    async def _lands(self, write: Awaitable[str], what: str, mend: str = _ANOTHER_STORE) -> str:
         try:
             version = await write
         except CASConflictError as error:
-            raise self._broken(f"refused a {what}") from error
-        await asyncio.sleep(self._storage.min_write_interval)
+            raise self._broken(f"refused a {what}", mend) from error
+        await self._pause()
         return version
 
     async def _conflicts(self, write: Awaitable[str], what: str) -> None:
         try:
             await write
         except CASConflictError:
-            await asyncio.sleep(self._storage.min_write_interval)
-        else:
-            raise self._broken(f"accepted a {what}")
+            return
+        raise self._broken(f"accepted a {what}")
 
-    async def _clean_up(self) -> None:
+    async def _pause(self) -> None:
+        await asyncio.sleep(self._storage.min_write_interval)
+
+    async def _delete(self) -> bool:
         try:
             await self._storage.delete(self._key)
-        except StorageBackendError:
-            return  # some bytes are left behind, which says nothing about the writes
+        except Exception:  # noqa: BLE001  # whatever a backend raises, it must not take the place of a verdict
+            return False
+        return True
 
-    def _broken(self, what: str) -> ConfigError:
-        return ConfigError(
-            f"{self._storage!r} {what}: it does not honour conditional writes, and a queue on it would lose jobs. "
-            "Use a store, or a version of this one, that does"
-        )
+    def _broken(self, what: str, mend: str = _ANOTHER_STORE) -> ConfigError:
+        return ConfigError(f"{self._storage!r} {what}: {mend}")

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from .backend import StoredObject
+from .endpoints import checked_endpoint, is_loopback
 from .errors import StorageBackendError
 from .extras import missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval
@@ -69,6 +70,8 @@ class S3Backend:
         min_write_interval: float | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
+        if endpoint_url is not None:
+            endpoint_url = checked_endpoint(endpoint_url, example="https://host or http://host:port")
         provider = provider_of(endpoint_url)
         self._settings = S3Settings(
             bucket=bucket,
@@ -91,6 +94,7 @@ class S3Backend:
             raise missing_extra("S3Backend", "s3")
         self.min_write_interval: float = interval
         self.slowest_write_interval: float = interval
+        self.is_remote = endpoint_url is None or not is_loopback(endpoint_url)
         self.max_object_bytes: int | None = provider.max_object_bytes
         self._client: S3Client | None = None
         self._opening = asyncio.Lock()

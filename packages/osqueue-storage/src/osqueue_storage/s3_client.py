@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Protocol
@@ -22,17 +23,20 @@ from aiohttp.abc import AbstractStreamWriter
 from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
 from .backend import StoredObject
+from .endpoints import is_loopback
 from .errors import CASConflictError, ConfigError, OsqueueError, Outcome, StorageBackendError
 from .patience import CONNECT_TIMEOUT, seconds_for
+from .s3_credentials import RenewedAhead
 from .s3_errors import cause_of, code_of, failure, refusal, status_of
 from .s3_settings import S3Settings, provider_of
 
 _CONNECTIONS: Final = 64
 _PIECE: Final = 256 * 1024
-_LARGE: Final = 1024 * 1024
-"""Bytes from which a body is first announced, and only sent when the store says that it wants it."""
 _HASHED_AT_ONCE: Final = 128 * 1024
 """Bytes of a body that are hashed in less time than it takes to hand them to a thread and back, or so."""
+
+_ETAG: Final = re.compile(r'("?)[!#-)+\--~]+\1')
+"""One ETag, with quotes or without: not `*`, which would overwrite whatever there is, and no list of several."""
 
 Answer = Mapping[str, Any]
 """What botocore makes of an answer; taken apart at once, and never handed on."""
@@ -59,7 +63,7 @@ async def open_client(settings: S3Settings, stack: AsyncExitStack) -> S3Client:
     await _require_one_try()
     headers = provider_of(settings.endpoint_url).headers
     try:
-        session = AioSession()
+        session = _Session(stack)
         if settings.profile:
             session.set_config_variable("profile", settings.profile)
         client = await stack.enter_async_context(
@@ -85,14 +89,18 @@ async def open_client(settings: S3Settings, stack: AsyncExitStack) -> S3Client:
 
 
 def _send_at_once(request: Any, **_: object) -> None:
-    """Send a small body without asking first (Expect: 100-continue), which costs a round trip."""
-    body = request.data
-    if isinstance(body, io.BytesIO) and len(body.getvalue()) < _LARGE:
-        del request.headers["Expect"]
+    """Send a body without asking first (Expect: 100-continue).
+
+    It costs a round trip, and of a server that takes no notice of it the client would wait for an answer for ever.
+    """
+    del request.headers["Expect"]  # of these headers, one that is not there may be deleted
 
 
 def _config(settings: S3Settings) -> AioConfig:
+    # None are those of the environment, and of them no other machine's can reach the loopback of this one.
+    is_here = settings.endpoint_url is not None and is_loopback(settings.endpoint_url)
     return AioConfig(
+        proxies={} if is_here else None,
         http_session_cls=OneTrySession,
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=CONNECT_TIMEOUT,
@@ -104,6 +112,22 @@ def _config(settings: S3Settings) -> AioConfig:
         s3={"addressing_style": settings.addressing, "payload_signing_enabled": settings.signed_payload},
         warm_up_loader_caches=True,  # in a thread: it parses megabytes of JSON
     )
+
+
+class _Session(AioSession):  # type: ignore[misc] # the base class has no types
+    """A session whose credentials are renewed while they are used. `stack` ends that."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        super().__init__()
+        self._stack = stack
+
+    async def get_credentials(self) -> object:
+        found = await super().get_credentials()
+        if not hasattr(found, "refresh_needed"):
+            return found  # None, or such as never end
+        renewed = RenewedAhead(found)
+        self._stack.push_async_callback(renewed.aclose)
+        return renewed
 
 
 class OneTrySession(AIOHTTPSession):  # type: ignore[misc] # the base class has no types
@@ -177,9 +201,10 @@ class S3Client:
                 raise
 
     async def read_if_changed(self, key: str, version: str) -> StoredObject | None:
+        condition = {"IfNoneMatch": self._etag(version)} if _ETAG.fullmatch(version) else {}
         async with self._request("read", key) as timer:
             try:
-                found = await self._get(key, timer, IfNoneMatch=self._etag(version))
+                found = await self._get(key, timer, **condition)
             except ClientError as error:
                 if status_of(error) == 304:
                     return None
@@ -187,6 +212,8 @@ class S3Client:
         return None if found.version == version else found
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        if not _ETAG.fullmatch(expected_version):
+            raise CASConflictError(f"{key!r} is never at version {expected_version!r}", key=key)
         return await self._put(key, body, IfMatch=self._etag(expected_version))
 
     async def create(self, key: str, body: bytes) -> str:

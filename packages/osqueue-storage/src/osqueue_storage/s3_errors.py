@@ -35,6 +35,14 @@ NOT_SENT: Final = (
 )
 """Raised before a request is sent. Some quote what a program or a service answered that gives credentials."""
 
+_QUOTING: Final = (
+    *NOT_SENT,
+    exceptions.HTTPClientError,
+    exceptions.InvalidProxiesConfigError,
+    exceptions.ProxyConnectionError,
+)
+"""What may quote a credential, or the URL of a proxy and with it a password."""
+
 _PERMISSIONS: Final = (
     "allow s3:GetObject, s3:PutObject and s3:DeleteObject on the objects, and s3:ListBucket on the bucket"
 )
@@ -62,7 +70,8 @@ _MENDS: Final[Mapping[str, str]] = {
 }
 _HINTS: Final[Mapping[str, str]] = {
     "EndpointConnectionError": ": check endpoint_url, and that the store runs",
-    "SSLError": ": for a certificate authority of your own set AWS_CA_BUNDLE",
+    "InvalidProxiesConfigError": ": check HTTPS_PROXY and HTTP_PROXY",
+    "ProxyConnectionError": ": check HTTPS_PROXY and HTTP_PROXY",
 }
 
 # Answers below 500 after which nobody can tell: the request was cut short, put off, or met another.
@@ -97,6 +106,12 @@ def failure(what: str, error: Exception, outcome: Outcome) -> StorageBackendErro
     """
     if isinstance(error, exceptions.ClientError) and error.operation_name in OPERATIONS:
         return _answered(what, error, outcome)
+    if isinstance(error, exceptions.SSLError):  # that of a handshake: nothing was sent after it
+        return StorageBackendError(
+            f"{what}: not sent: no TLS connection that can be trusted. For a certificate authority of your own set "
+            "AWS_CA_BUNDLE",
+            outcome="not_applied",
+        )
     if isinstance(error, (exceptions.ClientError, *NOT_SENT)):
         return StorageBackendError(f"{what}: not sent: {refusal(error)}", outcome="not_applied")
     name = type(error).__name__
@@ -105,7 +120,7 @@ def failure(what: str, error: Exception, outcome: Outcome) -> StorageBackendErro
 
 def cause_of(error: Exception) -> Exception | None:
     """Return what an error may be raised from: nothing that may quote a credential."""
-    return None if isinstance(error, NOT_SENT) else error
+    return None if isinstance(error, _QUOTING) else error
 
 
 def refusal(error: Exception) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
-from .backend import ConditionalReader, StorageBackend, StoredObject
+from .backend import ConditionalReader, StorageBackend, StoredObject, is_remote
 from .errors import ConfigError, StorageBackendError
 
 
@@ -111,6 +111,7 @@ class ThrottledStorageBackend:
         self._written_today = 0
         slowest = 60 / writes_per_minute if writes_per_minute else 0.0
         self.max_object_bytes = storage.max_object_bytes
+        self.is_remote = is_remote(storage)
         self.slowest_write_interval = max(storage.slowest_write_interval, slowest)
         # Within a daily budget writes need not be spaced; else who spaces them here is never made to wait.
         self.min_write_interval = (

@@ -9,7 +9,8 @@
 A check takes a factory. It is called several times and must give instances that share one store, as the
 brokers and workers of one queue do; each check closes what it opened. No test runner is needed; with pytest,
 parametrize over `CONTRACT`. The checks write, overwrite and delete keys below `contract/`, about 40 MB in all,
-and may be run again on the same store.
+and may be run again on the same store. Writes of one object are `min_write_interval` apart, save in the races, where
+a write may also end as unknown.
 
 `PROCESS_CONTRACT` has writers in several processes, one of which is killed; its factory must be one that pickle
 can send there, such as `functools.partial(open_storage, url)`. `FAULT_CONTRACT` needs a store that fails on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from functools import partial
@@ -15,19 +16,29 @@ from .steps import Factory
 
 def main() -> int:
     """Run the contract on a storage URL; return the exit status."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print(
-            "usage: python -m osqueue_storage.contract URL\n\n"
-            "Writes, overwrites and deletes keys below contract/ on the store, about 40 MB in all.",
-            file=sys.stderr,
-        )
-        return 2
+    options = _parser().parse_args()
     try:
-        print(asyncio.run(verify_backend(_factory(sys.argv[1]))))
+        print(asyncio.run(verify_backend(_factory(options.url), merged=options.merged)))
     except OsqueueError as error:
         print(f"{error.tag}: {error.message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m osqueue_storage.contract",
+        description="Does this store do what a queue needs? Writes, overwrites and deletes keys below contract/, about "
+        "40 MB in all.",
+    )
+    parser.add_argument(
+        "url", metavar="URL", help="a storage URL, such as s3://bucket/prefix?region=eu-central-1"
+    )
+    parser.add_argument(
+        "--merged", metavar="PART", action="append", default=[],
+        help="what the store is known to take for something else in a key, such as // for /: no key with it is tried",
+    )  # fmt: skip
+    return parser
 
 
 def _factory(url: str) -> Factory:

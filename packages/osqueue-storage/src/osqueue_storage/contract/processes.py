@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Final
 
+from .pacing import paced, rounds
 from .steps import (
     Check,
     ContractViolation,
@@ -33,10 +34,10 @@ _KILLS: Final = 3
 
 
 async def no_update_is_lost_between_processes(factory: Factory) -> Races:
-    """Six writers in three processes count to 90 together."""
+    """Six writers in three processes add 90 lines together."""
     key = "contract/processes"
     async with opened(factory, key) as (store,):
-        await lands(store.create(key, b"0"), "a create of a missing object")
+        await lands(store.create(key, b""), "a create of a missing object")
         loop = asyncio.get_running_loop()
         with ProcessPoolExecutor(_PROCESSES, mp_context=_SPAWN) as pool:
             counting = [loop.run_in_executor(pool, _count_up, factory, key) for _ in range(_PROCESSES)]
@@ -48,7 +49,8 @@ async def no_update_is_lost_between_processes(factory: Factory) -> Races:
 def _count_up(factory: Factory, key: str) -> Races:
     async def count() -> Races:
         async with factory() as store:
-            one, other = await asyncio.gather(*(count_up(store, key, wins=_WINS) for _ in range(2)))
+            wins = rounds(store, _WINS)
+            one, other = await asyncio.gather(*(count_up(store, key, wins=wins) for _ in range(2)))
             return one + other
 
     return asyncio.run(count())
@@ -65,7 +67,8 @@ async def killed_writer_leaves_the_last_body_or_the_next(factory: Factory) -> No
             writer.start()
             theirs.close()
             try:
-                acknowledged = await asyncio.to_thread(_kill_after_some, writer.kill, ours)
+                until = random.randint(2, rounds(store, 20))
+                acknowledged = await asyncio.to_thread(_kill_after, until, writer.kill, ours)
             finally:
                 writer.kill()
                 await asyncio.to_thread(writer.join)
@@ -82,10 +85,10 @@ async def killed_writer_leaves_the_last_body_or_the_next(factory: Factory) -> No
             )
 
 
-def _kill_after_some(kill: object, ours: Connection) -> int:
-    """Read what the writer confirms, kill it at a random moment, and return the last that it confirmed."""
+def _kill_after(until: int, kill: object, ours: Connection) -> int:
+    """Read what the writer confirms, kill it after so many, and return the last that it confirmed."""
     assert callable(kill)
-    last, until = 0, random.randint(2, 20)
+    last = 0
     try:
         while True:
             if not ours.poll(60):
@@ -101,7 +104,7 @@ def _kill_after_some(kill: object, ours: Connection) -> int:
 def _write_on(factory: Factory, key: str, version: str, theirs: Connection) -> None:
     async def write() -> None:
         nonlocal version
-        async with factory() as store:
+        async with paced(factory(), {}) as store:
             for number in range(1, 1_000_000):
                 version = await store.write(key, _body(number), version)
                 theirs.send(number)
