@@ -20,8 +20,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_broker.commit_loop import CommitLoop
 from osqueue_broker.document_writer import DocumentWriter
-from osqueue_broker.leadership import Candidate
+from osqueue_broker.leadership import Candidate, Term
 from osqueue_broker.queue.apply import Mutation
+from osqueue_broker.reaching import Reached
 from osqueue_client.operations import AnyOperation
 from osqueue_storage import MemoryBackend, StoredObject
 
@@ -48,19 +49,30 @@ DEAD = {
     100: ("id", "s"), 101: ("payload", "b"), 102: ("type", "s"), 103: ("createdAt", "i"),
     104: ("attempts", "i"), 105: ("maxAttempts", "i"), 106: ("deadAt", "i"), 107: ("error", ERROR),
 }  # fmt: skip
-LEASED = {1: ("jobId", "s"), 2: ("workerId", "s")}
-REF = {100: ("jobId", "s")}
+REQUEST_ID = {100: ("session", "s"), 101: ("number", "i"), 102: ("lowest", "i"), 103: ("ageMs", "i")}
+LEASED = {1: ("jobId", "s"), 2: ("workerId", "s"), 100: ("leaseToken", "s")}
+REF = {100: ("jobId", "s"), 101: ("requestId", REQUEST_ID)}
 # The field numbers of the contract, by operation: request and response. A list marks a repeated field.
 NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
-    "submitJob": ({1: ("payload", "b"), 2: ("maxAttempts", "i"), 3: ("type", "s")}, {1: ("jobId", "s")}),
+    "submitJob": (
+        {1: ("payload", "b"), 2: ("maxAttempts", "i"), 3: ("type", "s"), 100: ("requestId", REQUEST_ID)},
+        {1: ("jobId", "s")},
+    ),
     "claimJob": (
-        {1: ("workerId", "s"), 2: ("types", ["s"])},
-        {1: ("jobId", "s"), 2: ("payload", "b"), 3: ("type", "s"), 100: ("attempt", "i")},
+        {1: ("workerId", "s"), 2: ("types", ["s"]), 100: ("requestId", REQUEST_ID)},
+        {
+            1: ("jobId", "s"), 2: ("payload", "b"), 3: ("type", "s"), 100: ("attempt", "i"),
+            101: ("leaseToken", "s"),
+        },
     ),
     "heartbeat": (LEASED, {}),
-    "completeJob": (LEASED, {}),
+    "completeJob": (LEASED | {101: ("requestId", REQUEST_ID)}, {}),
     "failJob": (
-        {100: ("jobId", "s"), 101: ("workerId", "s"), 102: ("error", ERROR), 103: ("retry", "i")}, {}
+        {
+            100: ("jobId", "s"), 101: ("workerId", "s"), 102: ("error", ERROR), 103: ("retry", "i"),
+            104: ("leaseToken", "s"), 105: ("requestId", REQUEST_ID),
+        },
+        {},
     ),
     "getStats": (
         {},
@@ -415,11 +427,26 @@ def in_fake_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     return run
 
 
+async def nobody_there(address: str) -> Reached:
+    """Tries no real address."""
+    return Reached.UNCLEAR
+
+
 def candidate(store: FaultyStore, clock: FakeClock, *, address: str = "us:1", **settings: Any) -> Candidate:
     """A broker that would lead the queue in that store."""
     made = BrokerSettings(**settings)
     writer = DocumentWriter(store, KEY, settings=made, clock=clock)
-    return Candidate(writer, address, storage=store, settings=made, clock=clock)
+    return Candidate(writer, address, storage=store, settings=made, clock=clock, connect=nobody_there)
+
+
+async def begun(runner: Candidate, *, has_bound: bool = False) -> Term:
+    """The term that a candidate begins at its turn."""
+    while True:
+        found = await runner.wait_for_turn(has_just_bound=has_bound)
+        term = await runner.begin_term(found)
+        if term is not None:
+            return term
+        has_bound = False
 
 
 class Leader:
@@ -453,9 +480,14 @@ async def leading(store: FaultyStore, **settings: Any) -> AsyncIterator[Leader]:
     made = BrokerSettings(**settings)
     clock = fake_clock()
     writer = DocumentWriter(store, KEY, settings=made, clock=clock)
-    runner = Candidate(writer, Leader.address, storage=store, settings=made, clock=clock)
-    term = await runner.run(has_bound=True)
-    commits = CommitLoop(term, writer=writer, candidate=runner, settings=made, clock=clock)
+    runner = Candidate(
+        writer, Leader.address, storage=store, settings=made, clock=clock, connect=nobody_there
+    )
+    term = await begun(runner, has_bound=True)
+    fresh_for = made.fresh_for(has_bound=True)
+    commits = CommitLoop(
+        term, writer=writer, candidate=runner, settings=made, clock=clock, fresh_for=fresh_for
+    )
     ended = asyncio.create_task(commits.run())
     try:
         yield Leader(commits, ended)

@@ -28,7 +28,8 @@ def test_without_options_it_serves_a_file_in_the_current_folder_to_this_machine(
     assert options() == {
         "storage": "file:./.osqueue", "host": "127.0.0.1", "port": 8080, "advertise": None, "allow_origin": None,
         "reads_per_minute": None, "writes_per_minute": None, "writes_per_day": None, "storage_probe": True,
-        "log_level": "info",
+        "standby": False, "log_level": "info", "heartbeat_timeout": 30.0, "max_attempts": 3,
+        "broker_heartbeat_interval": 3.0, "broker_heartbeat_timeout": 10.0, "group_commit_interval": 0.0,
     }  # fmt: skip
 
 
@@ -37,12 +38,16 @@ def test_each_option_has_its_environment_variable() -> None:
         OSQUEUE_STORAGE="memory:", OSQUEUE_HOST="::1", OSQUEUE_PORT="0", OSQUEUE_ADVERTISE="a:1",
         OSQUEUE_ALLOW_ORIGIN="https://a.example, https://b.example", OSQUEUE_READS_PER_MINUTE="600",
         OSQUEUE_WRITES_PER_MINUTE="60", OSQUEUE_WRITES_PER_DAY="5000", OSQUEUE_STORAGE_PROBE="no",
-        OSQUEUE_LOG_LEVEL="WARNING",
+        OSQUEUE_STANDBY="yes", OSQUEUE_LOG_LEVEL="WARNING", OSQUEUE_HEARTBEAT_TIMEOUT="60",
+        OSQUEUE_MAX_ATTEMPTS="5", OSQUEUE_BROKER_HEARTBEAT_INTERVAL="6", OSQUEUE_BROKER_HEARTBEAT_TIMEOUT="20",
+        OSQUEUE_GROUP_COMMIT_INTERVAL="0.5",
     )  # fmt: skip
     assert given == {
         "storage": "memory:", "host": "::1", "port": 0, "advertise": "a:1",
         "allow_origin": ["https://a.example", "https://b.example"], "reads_per_minute": 600.0,
-        "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "log_level": "warning",
+        "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "standby": True,
+        "log_level": "warning", "heartbeat_timeout": 60.0, "max_attempts": 5, "broker_heartbeat_interval": 6.0,
+        "broker_heartbeat_timeout": 20.0, "group_commit_interval": 0.5,
     }  # fmt: skip
     assert set(given) == set(options())
 
@@ -63,13 +68,15 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("PORT", "abc"), ("PORT", "65536"), ("STORAGE_PROBE", "maybe"), ("LOG_LEVEL", "loud"),
-     ("WRITES_PER_MINUTE", "many")],
+     ("WRITES_PER_MINUTE", "many"), ("MAX_ATTEMPTS", "2.5")],
 )  # fmt: skip
 def test_a_wrong_variable_is_named(variable: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         options(**{f"OSQUEUE_{variable}": value})
     assert ended.value.code == 2
-    assert f"OSQUEUE_{variable}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"OSQUEUE_{variable}" in told
+    assert "convert" not in told  # Python's own words
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "70000", "99999999999", "x"])
@@ -86,6 +93,10 @@ def test_a_port_that_cannot_be_is_refused(port: str, capsys: pytest.CaptureFixtu
         (
             ["--writes-per-minute", "5"],
             "osqueue-broker: ConfigError: broker_heartbeat_timeout is 10 s, but must be",
+        ),
+        (
+            ["--heartbeat-timeout", "0"],
+            "osqueue-broker: ConfigError: heartbeat_timeout must be more than 0 s",
         ),
         (["--storage", "ftp://x"], "osqueue-broker: ConfigError: the storage URL ftp://x is not right"),
     ],

@@ -7,10 +7,11 @@ from datetime import date
 from itertools import pairwise
 
 import pytest
-from broker.support import KEY, FaultyStore, candidate, fake_clock, in_fake_time, leading, until
+from broker.support import KEY, FaultyStore, begun, candidate, fake_clock, in_fake_time, leading, until
 
 from osqueue_broker import BrokerSettings
-from osqueue_broker.leading import leading as leading_from_the_start
+from osqueue_broker.broker import Broker
+from osqueue_broker.service import QueueService
 from osqueue_client import operations
 from osqueue_client.errors import EngineStateError
 from osqueue_storage import MemoryBackend, ThrottledStorageBackend
@@ -83,7 +84,7 @@ async def test_a_document_that_is_deleted_during_the_takeover_is_not_made_anew()
     store.put_now({"broker": None, "jobs": [{"id": "a", "status": "unclaimed"}]})
     store.meanwhile = [lambda: store._objects.pop(KEY)]
     with pytest.raises(EngineStateError, match="deleted"):
-        await candidate(store, fake_clock()).run(has_bound=True)
+        await begun(candidate(store, fake_clock()), has_bound=True)
     assert store.object() is None
 
 
@@ -113,11 +114,14 @@ async def test_a_broker_starts_and_keeps_leading_on_two_writes_a_minute(
         broker_heartbeat_interval=20, broker_heartbeat_timeout=100, storage_timeout=1, probe_storage=probe
     )
     settings.check_against(store)
-    async with leading_from_the_start(store, "us:1", settings, fake_clock(), has_bound=True) as leadership:
+    service = QueueService(store, "us:1", fake_clock())
+    broker = Broker(service, store, "us:1", settings=settings, clock=fake_clock(), has_bound=True)
+    async with broker.running() as life:
+        await broker.leads.wait()
         written = store.throttle_stats().total_writes
         await asyncio.sleep(300)
         assert 8 <= store.throttle_stats().total_writes - written <= 10
-        assert not leadership.ended.done()
+        assert not life.done()
         assert (
             store.throttle_stats().total_reads <= 2
         )  # no write was taken for lost while it waited for its turn

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from broker.support import FaultyStore, opened
+from broker.support import FaultyStore, Refused, opened
 
 from osqueue_broker import BrokerServer
 from osqueue_client.errors import EngineStateError
@@ -106,6 +106,36 @@ async def test_dead_jobs_stand_outside_jobs_and_keep_foreign_fields() -> None:
         assert last["attempts"] == 0
 
 
+async def test_leases_and_answers_of_ours_that_a_foreign_broker_left_are_read_as_what_they_are() -> None:
+    store = FaultyStore()
+    id = {"session": "s", "number": 1, "lowest": 1}
+    async with BrokerServer(storage=store, port=0) as server, opened(server) as wire:
+        submitted = await wire.call("submitJob", payload="1", requestId=id)
+        claimed = await wire.call("claimJob", workerId="w", requestId=id | {"number": 2})
+    theirs = store.now()  # the lease has expired, and the same worker has claimed again
+    assert theirs["jobs"][0]["lease"]["token"] == claimed["leaseToken"]
+    theirs["jobs"][0] |= {"attempts": 2, "heartbeat": 5}
+    store.put_now(theirs)
+    async with BrokerServer(storage=store, port=0) as server, opened(server) as wire:
+        assert await wire.call("submitJob", payload="1", requestId=id) == submitted
+        job = {"jobId": submitted["jobId"], "workerId": "w"}
+        with pytest.raises(Refused) as refused:
+            await wire.call("completeJob", leaseToken=claimed["leaseToken"], **job)
+        assert refused.value.tag == "LeaseLostError"
+        assert await wire.call("claimJob", workerId="w", requestId=id | {"number": 2}) == {}
+        await wire.call("completeJob", **job)
+
+
+async def test_a_document_of_clients_without_ids_has_no_sessions() -> None:
+    store = FaultyStore()
+    async with BrokerServer(storage=store, port=0) as server, opened(server) as wire:
+        await wire.call("submitJob", payload="1")
+        await wire.call("claimJob", workerId="w")
+        assert "sessions" not in store.now()
+        await wire.call("submitJob", payload="1", requestId={"session": "s", "number": 1, "lowest": 1})
+        assert [session["id"] for session in store.now()["sessions"]] == ["s"]
+
+
 def job(id: str, **more: object) -> dict[str, object]:
     return {"id": id, "status": "unclaimed", "payload": 1, "createdAt": 1, "attempts": 0, **more}
 
@@ -121,8 +151,13 @@ def job(id: str, **more: object) -> dict[str, object]:
         b'{"jobs": [{"id": "x", "status": "unclaimed", "attempts": "one"}]}',
         b'{"jobs": [], "x": \xff}', b'{"broker": "\xff", "jobs": []}',
         b'{"broker": null, "jobs": [{"id": "x", "status": "unclaimed", "type": "\xff"}]}',
+        b'{"jobs": [], "sessions": 5}', b'{"jobs": [], "sessions": [{"id": "s"}]}',
+        b'{"jobs": [], "sessions": [{"id": "s", "lowest": "1"}]}',
+        b'{"jobs": [], "sessions": [{"id": "s", "lowest": 1, "answers": [["1"]]}]}',
+        b'{"jobs": [], "sessions": [{"id": "s", "lowest": 1, "answers": [[]]}]}',
+        b'{"jobs": [], "sessions": [{"id": "s", "lowest": 1}, {"id": "s", "lowest": 2}]}',
     ],
-    ids=range(18),
+    ids=range(24),
 )  # fmt: skip
 async def test_what_is_no_queue_document_is_refused_and_left_untouched(body: bytes) -> None:
     store = await stored(body)

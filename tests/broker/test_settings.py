@@ -9,7 +9,7 @@ import pytest
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_client.errors import ConfigError
-from osqueue_storage import MemoryBackend
+from osqueue_storage import MemoryBackend, ThrottledStorageBackend
 
 SLOWEST = [
     # broker_heartbeat_interval, group_commit_interval, the store's slowest_write_interval: the largest counts
@@ -68,6 +68,19 @@ def test_one_unanswered_request_must_not_cost_the_leadership() -> None:
     check(2.0, 0.0, 0.0, timeout=10.0, storage_timeout=7.999)
     with pytest.raises(ConfigError, match=r"storage_timeout \(8 s\)"):
         check(2.0, 0.0, 0.0, timeout=10.0, storage_timeout=8.0)
+
+
+def test_a_write_that_is_held_back_and_then_not_answered_must_not_cost_it_either() -> None:
+    store = ThrottledStorageBackend(MemoryBackend(), writes_per_minute=18)
+    BrokerSettings(storage_timeout=3.0).check_against(store)
+    with pytest.raises(ConfigError, match="Lower storage_timeout, raise the timeout, or allow more writes"):
+        BrokerSettings(storage_timeout=3.4).check_against(store)
+
+
+def test_reads_must_be_allowed_as_often_as_a_standby_needs_them() -> None:
+    BrokerSettings().check_against(ThrottledStorageBackend(MemoryBackend(), reads_per_minute=20))
+    with pytest.raises(ConfigError, match="Allow more reads"):
+        BrokerSettings().check_against(ThrottledStorageBackend(MemoryBackend(), reads_per_minute=19))
 
 
 def test_a_server_is_not_made_with_settings_that_its_store_cannot_keep() -> None:

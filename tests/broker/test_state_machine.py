@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from osqueue_broker.queue.apply import Applied, Mutation, answer_without_commit, apply
+from osqueue_broker.queue.apply import Applied, Mutation, answer_without_commit, apply, undelivered
 from osqueue_broker.queue.document import read_document, write_document
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
@@ -28,7 +28,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.sampled_from(TYPES), st.sampled_from((None, 0, 1, 3))),
         st.tuples(st.just("claim"), st.lists(st.sampled_from(TYPES), max_size=2), worker),
-        st.tuples(st.sampled_from(("beat", "complete", "retry", "bury")), number, worker),
+        st.tuples(st.sampled_from(("beat", "complete", "retry", "bury", "lose")), number, worker),
         st.tuples(st.sampled_from(("requeue", "delete")), number, worker),
         st.tuples(st.just("pass"), st.floats(0, 12), worker),
         st.tuples(st.just("reopen"), number, worker),
@@ -64,7 +64,12 @@ class Model:
     def claim(self, types: list[str], worker: str, served: float) -> dict[str, Any] | None:
         for job in self.live:
             if not job["worker"] and (not types or (job["type"] and job["type"] in types)):
-                job |= {"worker": worker, "attempts": job["attempts"] + 1, "deadline": served + 10}
+                job |= {
+                    "worker": worker,
+                    "attempts": job["attempts"] + 1,
+                    "deadline": served + 10,
+                    "known": 0,
+                }
                 return job
         return None
 
@@ -146,13 +151,23 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
             if isinstance(found, type):
                 assert type(answer) is found
             elif name == "beat":
-                found["deadline"] = served + 10
+                found |= {"deadline": served + 10, "known": 1}
             elif name == "complete":
                 model.live.remove(found)
                 model.completed += 1
             else:
                 model.end_attempt(found, may_retry=name == "retry")
             model.expire(served)
+        elif name == "lose":  # the answer to a claim without an id
+            do(operations.GET_STATS, models.Empty())
+            job = next((job for job in model.live if job["id"] == f"j{what}" and job["worker"]), None)
+            if job:
+                claim = models.ClaimJob(worker_id=who)
+                lost = undelivered(claim, state.jobs.get(job["id"]).claimed())  # type: ignore[union-attr]  # it is live
+                assert lost is not None
+                assert apply(state, [lost], Now(1, served)).has_changed == (not job["known"])
+                if not job["known"]:
+                    job |= {"worker": None, "attempts": job["attempts"] - 1}
         elif name in ("requeue", "delete"):
             operation = operations.REQUEUE_DEAD if name == "requeue" else operations.DELETE_DEAD
             answer = do(operation, models.DeadJobRef(job_id=f"j{what}"))
@@ -166,7 +181,7 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
             do(operations.GET_STATS, models.Empty())
             _, state = read_document(write_document(HEADER, state), RULES, Now(1, served))
             for job in model.live:
-                job["deadline"] = served + 10
+                job |= {"deadline": served + 10, "known": 0}
         else:
             served += what
         agree(state, model)
@@ -175,10 +190,18 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
 @settings(max_examples=100, deadline=None)
 @given(STEPS)
 def test_the_same_batch_gives_the_same_bytes(steps: list[tuple[str, Any, Any]]) -> None:
+    def id(n: int) -> models.RequestId | None:
+        number = n // 3 + 1  # some are repeats
+        return models.RequestId(session=f"s{n % 2}", number=number, lowest=max(number - 5, 1))
+
     batch = [
-        Mutation(operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1"), type=what), f"j{n}")
+        Mutation(
+            operations.SUBMIT_JOB, models.SubmitJob(payload=Raw(b"1"), type=what, request_id=id(n)), f"j{n}"
+        )
         if name == "submit"
-        else Mutation(operations.CLAIM_JOB, models.ClaimJob(worker_id=str(who)))
+        else Mutation(
+            operations.CLAIM_JOB, models.ClaimJob(worker_id=str(who), request_id=id(n)), f"token-{n}"
+        )
         for n, (name, what, who) in enumerate(steps)
     ]
     bodies = set()
@@ -187,7 +210,7 @@ def test_the_same_batch_gives_the_same_bytes(steps: list[tuple[str, Any, Any]]) 
         for at in range(0, len(batch), size):
             apply(state, batch[at : at + size], Now(1, 0))
         bodies.add(write_document(HEADER, state))
-    assert len(bodies) == 1
+    assert len(bodies) == 1, "and so do ids, whatever batches they come in"
 
 
 def claimed_ids(applied: Applied) -> list[str | None]:

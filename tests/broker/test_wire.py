@@ -434,5 +434,10 @@ async def test_openapi_is_valid_and_has_every_operation(http: httpx.AsyncClient)
         for path, verbs in document["paths"].items()
         for verb, entry in verbs.items()
     }
-    pages = {"health": "/healthz", "state": "/state", "throttleStats": "/v1/throttle-stats"}
+    pages = {
+        "health": "/healthz",
+        "readiness": "/readyz",
+        "state": "/state",
+        "throttleStats": "/v1/throttle-stats",
+    }
     assert found == PATHS | {name: ("GET", path) for name, path in pages.items()}

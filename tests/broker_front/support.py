@@ -12,6 +12,7 @@ from msgspec import Raw
 from osqueue_broker.app import BrokerApp
 from osqueue_broker.listener import Listener, bind
 from osqueue_broker.origins import Origins
+from osqueue_broker.readiness import Readiness
 from osqueue_client import models
 from osqueue_client.models import Model
 from osqueue_client.operations import SERVICE_NAME, Operation
@@ -38,8 +39,11 @@ class RecordingService:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Model]] = []
+        self.lost: list[tuple[str, Model, Model]] = []
+        """The answers that reached nobody."""
         self.cancelled = 0
         self.error: Exception | None = None
+        self.ready = Readiness("ready")
         self.document_error: Exception | None = None
         self.answers = dict(ANSWERS)
         self.gate = asyncio.Event()
@@ -63,6 +67,9 @@ class RecordingService:
         assert isinstance(answer, operation.response)
         return answer
 
+    def undelivered(self, operation: Operation[Req, Res], request: Req, answer: Res, /) -> None:
+        self.lost.append((operation.name, request, answer))
+
     async def until(self, fact: Callable[[], bool]) -> None:
         """Return when `fact` holds; it is looked at after each call and each cancellation."""
         async with asyncio.timeout(10), self._has_called:
@@ -72,6 +79,9 @@ class RecordingService:
         if self.document_error is not None:
             raise self.document_error
         return b'{"jobs":[]}'
+
+    def readiness(self) -> Readiness:
+        return self.ready
 
     def throttle_stats(self) -> dict[str, object]:
         return {"throttling": False}

@@ -113,12 +113,12 @@ async def test_connections_from_before_running_find_the_broker_once_it_runs(tran
     broker = mounted(FaultyStore())
     async with serving(broker) as front, client_of(front, "", transport) as client:
         with pytest.raises(BrokerLeadershipError):
-            await client.submit_job("t", 1)
+            await client.submit_job("t", 1, timeout=0.2)  # for so long the client asks again
         async with broker.running():
             await through(client.get_stats)
             await client.submit_job("t", 1)
         with pytest.raises(BrokerLeadershipError):
-            await through(client.get_stats)
+            await through(lambda: client.get_stats(timeout=0.2))
 
 
 async def test_wait_raises_what_ended_the_leadership_and_requests_meanwhile_name_the_leader() -> None:
@@ -219,7 +219,7 @@ async def test_running_ends_in_time_on_a_store_that_hangs_and_answers_what_waits
         running = broker.running()
         await running.__aenter__()
         store.gate.clear()
-        asking = asyncio.create_task(client.submit_job("t", 1))
+        asking = asyncio.create_task(client.submit_job("t", 1, timeout=2))
         await until(lambda: store.at_gate == 1)
         async with asyncio.timeout(3):  # stop_timeout is 1.5 s
             with pytest.raises(StorageBackendError, match="not handed over"):

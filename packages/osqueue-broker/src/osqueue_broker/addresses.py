@@ -46,6 +46,26 @@ def default_address(host: str, port: int) -> str:
     return join(socket.gethostname() if is_wildcard else host, port)
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches what is advertised: `host:port`, with or without a path."""
+    match = _ADDRESS.fullmatch(address)
+    return match is not None and is_loopback_host(match["host"].strip("[]"))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host is this machine, for this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Return where to connect to for an address that a document has; None if that is not clear."""
+    match = _ADDRESS.fullmatch(address)
+    return None if match is None else (match["host"].strip("[]"), int(match["port"]))
+
+
 def is_bound_here(address: str, port: int) -> bool:
     """Whether only a program on this machine can be listening at `address`, which has the port that we bound.
 

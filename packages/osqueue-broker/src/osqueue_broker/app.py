@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -16,6 +18,8 @@ from .origins import CrossOrigin, Origins
 from .rest import WEBSOCKET_PATH
 from .transport import Service, Texts
 from .websocket import WebSocketEndpoint
+
+logger = logging.getLogger("osqueue.broker")
 
 _CONNECT_PREFIX: Final = f"/{SERVICE_NAME}/"
 
@@ -36,12 +40,16 @@ class BrokerApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    async def drain(self) -> None:
+    async def drain(self, timeout: float | None = None) -> None:
         """Take no more WebSocket requests, answer those that were read, and close every session with 1012.
 
-        It waits for peers to read their answers: cancel it when that takes too long, and close the connections.
+        It waits for peers to read their answers, for `timeout` seconds at most: close the connections afterwards.
         """
-        await self._websocket.drain()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._websocket.drain()
+        except TimeoutError:
+            logger.warning("drain_timed_out")  # a peer does not read what it asked for: it will be cut off
 
 
 class _Dispatch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ipaddress
 import json
 import logging
 import os
@@ -18,14 +17,30 @@ import uvloop
 from osqueue_client.errors import ConfigError, OsqueueError
 from osqueue_storage import StorageBackend, ThrottledStorageBackend, open_storage
 
-from .addresses import checked_port
+from .addresses import checked_port, is_loopback_host
 from .allocator import keep_freed_bodies
 from .server import BrokerServer
 from .settings import BrokerSettings
 
 logger = logging.getLogger("osqueue.broker")
 
+_DEFAULTS: Final = BrokerSettings()
 _DEFAULT_STORAGE: Final = "file:./.osqueue"
+_SETTINGS: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
+    "heartbeat_timeout": (
+        float,
+        "seconds without a heartbeat of its worker after which a job's lease expires",
+    ),
+    "max_attempts": (int, "attempts of a job that sets no number of its own"),
+    "broker_heartbeat_interval": (float, "seconds from one sign of life of the leader to the next"),
+    "broker_heartbeat_timeout": (float, "seconds without one after which another broker may lead"),
+    "group_commit_interval": (float, "least seconds from one write to the next"),
+}
+"""The options that are settings of the same names."""
+
+_CHATTY: Final = ("uvicorn", "aiobotocore", "botocore", "azure", "google")
+"""Loggers whose lines tell an operator nothing, and may be many."""
+
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _BOOLEANS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -38,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    if not _is_loopback(options.host):
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not is_loopback_host(options.host):
         logger.warning(
             "listening on %s without authentication: whoever reaches this port may submit, claim and read jobs",
             options.host,
@@ -65,9 +81,15 @@ async def _serve(options: argparse.Namespace) -> None:
             port=options.port,
             advertise=options.advertise,
             allow_origins=options.allow_origin,
-            settings=BrokerSettings(probe_storage=options.storage_probe),
+            settings=_settings(options),
+            standby=options.standby,
         )
         await server.run(on_started=lambda: print(f"Broker listening on {server.address}", flush=True))
+
+
+def _settings(options: argparse.Namespace) -> BrokerSettings:
+    given = {name: getattr(options, name) for name in _SETTINGS}
+    return BrokerSettings(probe_storage=options.storage_probe, **given)
 
 
 def _storage(options: argparse.Namespace) -> StorageBackend:
@@ -121,6 +143,15 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         True,
         "try at start whether the store honours conditional writes (default: yes)",
     )
+    add(
+        "--standby",
+        _boolean,
+        False,
+        "wait while another broker leads, and take over when it ends (default: no)",
+    )
+    for name, (parse, help) in _SETTINGS.items():
+        default = getattr(_DEFAULTS, name)
+        add(f"--{name.replace('_', '-')}", parse, default, f"{help} (default: %(default)g)", metavar="N")
     add("--log-level", str.lower, "info", "least severe log line to write (default: %(default)s)",
         choices=_LOG_LEVELS)  # fmt: skip
     return parser
@@ -179,8 +210,10 @@ class _Options:
     ) -> object:
         try:
             value = parse(text)
-        except (ValueError, argparse.ArgumentTypeError) as error:
+        except argparse.ArgumentTypeError as error:
             self._parser.error(f"{variable}: {error}")
+        except ValueError:
+            self._parser.error(f"{variable}: {text!r} is not {'an integer' if parse is int else 'a number'}")
         if choices is not None and value not in choices:
             self._parser.error(f"{variable} must be one of {', '.join(choices)}")
         return value
@@ -228,10 +261,3 @@ class _JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,6 +18,8 @@ from .leadership import Candidate, Term
 from .queue.apply import Mutation, answer_without_commit, apply
 from .queue.document import read_header, write_document
 from .queue.rules import Now
+from .queue.terms import Header
+from .readiness import Readiness
 from .settings import BrokerSettings
 
 logger = logging.getLogger("osqueue.broker.commit")
@@ -34,6 +36,8 @@ class CommitLoop:
     While a write is in flight, the next batch gathers. Without a change nothing is written, save the sign of
     life. The loop sleeps until a request arrives, a lease expires, or a sign of life is due. Where writes must
     be spaced, only what has to be written waits for that.
+
+    For `fresh_for` seconds from the sending of its last landed write, nobody can have taken over.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class CommitLoop:
         candidate: Candidate,
         settings: BrokerSettings,
         clock: Clock,
+        fresh_for: float,
     ) -> None:
         self._term = term
         self._writer = writer
@@ -53,13 +58,13 @@ class CommitLoop:
         self._inbox = Inbox(settings)
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
+        self._fresh_for = fresh_for
+        self._is_draining = False
         self._stopping = False
         self._served = 0.0
         self._longest_step = min(settings.broker_heartbeat_interval, settings.heartbeat_timeout / 3)
         self._seen_at = clock.monotonic()
         self._patience = 0.0
-        self.has_ended = asyncio.Event()
-        """Set when `run` has ended, for whatever reason."""
 
     @property
     def document(self) -> bytes:
@@ -70,8 +75,19 @@ class CommitLoop:
         """Queue a request for the next batch; see `Inbox.put`."""
         return self._inbox.put(mutation, size)
 
+    def readiness(self) -> Readiness:
+        """Return whether the leader may answer by itself."""
+        if self._is_draining:
+            return Readiness("stopping")
+        return Readiness("ready" if self._is_fresh() else "stale")
+
+    def drain(self) -> None:
+        """Answer nothing without a commit from now on: who finds the port closed may take over at any moment."""
+        self._is_draining = True
+
     def stop(self) -> None:
         """Have `run` commit what waits, hand the leadership over, and return."""
+        self.drain()
         self._stopping = True
         self._inbox.wake()
 
@@ -100,7 +116,6 @@ class CommitLoop:
             self._inbox.close(EngineStateError("the broker ended before it could answer", outcome="unknown"))
             raise
         finally:
-            self.has_ended.set()
             if self._alarm is not None:
                 self._alarm.cancel()
 
@@ -112,7 +127,7 @@ class CommitLoop:
         batch = self._inbox.take()
         applied = apply(self._term.state, [waiting.mutation for waiting in batch], now)
         owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
-        if not owes_commit and self._is_fresh():
+        if not owes_commit and (not batch or self._is_fresh()):
             self._inbox.answer(applied.answers)
             return False
         superseded_by = await self._write(broker=leader)
@@ -153,18 +168,24 @@ class CommitLoop:
                 )
 
     async def _end_term(self, found: StoredObject) -> None:
-        """Never write from this memory again: begin a new term upon what was found if it still names us."""
+        """Never write from this memory again: begin a new term upon what was found if it is still ours to lead."""
         self._inbox.refuse_taken(_lost_to(read_header(found.body).broker))
         end: Term | StoredObject = found
         while not isinstance(end, Term):
-            leader = read_header(end.body).broker
-            if leader != self._candidate.address:
-                raise _lost_to(leader)
-            logger.warning("document_rewritten", extra={"leader": leader})
+            header = read_header(end.body)
+            if header.broker != self._candidate.address or self._is_succeeded_by(header):
+                epoch = None if header.stamp is None else header.stamp.epoch
+                logger.warning("leadership_lost", extra={"leader": header.broker, "epoch": epoch})
+                raise _lost_to(header.broker)
+            logger.warning("document_rewritten", extra={"leader": header.broker})
             end = await self._candidate.take_over(end)
         self._term = end
         self._served = 0.0
         self._seen_at = self._clock.monotonic()
+
+    def _is_succeeded_by(self, header: Header) -> bool:
+        """Whether the document is of a term that was not begun here: then another broker has our address."""
+        return header.stamp is not None and header.stamp.epoch > self._candidate.epoch
 
     async def _hand_over(self) -> None:
         """Commit what still waits, and say in the document that nobody leads: the next broker may at once."""
@@ -188,9 +209,7 @@ class CommitLoop:
 
     def _is_fresh(self) -> bool:
         """Whether nobody can have taken over yet, so that an answer may be given without a write."""
-        settings = self._settings
-        age = self._clock.monotonic() - self._term.sent_at
-        return age < settings.broker_heartbeat_timeout - settings.broker_heartbeat_interval
+        return not self._is_draining and self._clock.monotonic() - self._term.sent_at < self._fresh_for
 
     def _sign_of_life_in(self) -> float:
         """Seconds until the next sign of life is due."""

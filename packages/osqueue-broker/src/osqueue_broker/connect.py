@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -19,7 +20,7 @@ from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
 from protobuf.wkt import Struct
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from osqueue_client import wire_json, wire_proto
 from osqueue_client.errors import (
@@ -28,7 +29,7 @@ from osqueue_client.errors import (
     StorageBackendError,
     wire_fields,
 )
-from osqueue_client.models import JobList
+from osqueue_client.models import JobList, Model
 from osqueue_client.operations import OPERATIONS, SERVICE_NAME, AnyOperation
 
 from .connect_codec import AnyMessage, JsonMessageCodec, MessageCodec, OneMemberGzip, Unwritten
@@ -38,6 +39,7 @@ from .transport import (
     Service,
     UnknownMedia,
     error_headers,
+    has_left,
     refuse_lone_surrogate,
     send_json,
     too_large,
@@ -53,10 +55,47 @@ _OPERATIONS: Final = {f"/{SERVICE_NAME}/{operation.rpc}": operation for operatio
 Context = RequestContext[AnyMessage, AnyMessage]
 
 
+class _Delivery:
+    """Sends what connectrpc answers to one call, and tells the service of an answer that was not handed over.
+
+    The endpoint sees the answer, but not what becomes of it; here it is the other way round.
+    """
+
+    __slots__ = ("_call", "_is_over", "_scope", "_send", "_service")
+
+    def __init__(self, service: Service, scope: Scope, send: Send) -> None:
+        self._service = service
+        self._scope = scope
+        self._send = send
+        self._call: tuple[AnyOperation, Model, Model] | None = None
+        self._is_over = False
+
+    def expect(self, operation: AnyOperation, request: Model, answer: Model) -> None:
+        """Note the answer that is to be sent now."""
+        self._call = operation, request, answer
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and (message["status"] != 200 or has_left(self._scope)):
+            self.end()
+        await self._send(message)
+        self._is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+    def end(self) -> None:
+        """Tell the service if the answer was not sent in full."""
+        if self._call is not None and not self._is_over:
+            self._service.undelivered(*self._call)
+        self._call = None
+
+
+_delivery: ContextVar[_Delivery] = ContextVar("_delivery")
+"""That of the call which the current task answers."""
+
+
 class ConnectApplication(ConnectASGIApplication[Service]):
     """The ASGI application below `/osqueue.v1.QueueService/`."""
 
     def __init__(self, service: Service, max_request_bytes: int) -> None:
+        self._called = service
         super().__init__(
             service=service,
             endpoints=lambda service: {
@@ -78,8 +117,13 @@ class ConnectApplication(ConnectASGIApplication[Service]):
             scope = _checked(scope)
         except BrokerProtocolError as error:
             await _send_refusal(send, error)
-        else:
-            await super().__call__(scope, receive, send)
+            return
+        delivery = _Delivery(self._called, scope, send)
+        _delivery.set(delivery)
+        try:
+            await super().__call__(scope, receive, delivery.send)
+        finally:
+            delivery.end()
 
     async def _call_unary(
         self,
@@ -125,7 +169,9 @@ def _endpoint(
             if error.field == "payload":
                 refuse_lone_surrogate(b'{"payload":%b}' % getattr(message, "payload", b""), operation.name)
             raise
-        answer = await service.call(operation, wire_json.require_job_id(operation, request))
+        request = wire_json.require_job_id(operation, request)
+        answer = await service.call(operation, request)
+        _delivery.get().expect(operation, request, answer)
         if isinstance(answer, JobList):
             return Unwritten(answer)
         return wire_proto.response_to_message(operation, answer)

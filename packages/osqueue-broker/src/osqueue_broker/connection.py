@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from osqueue_client.errors import BrokerProtocolError, OsqueueError, wire_fields
 
-from .transport import HeadTooLarge, TooSlow
+from .transport import HAS_LEFT, HeadTooLarge, TooSlow
 
 JOIN_UP_TO: Final = 32 * 1024
 """Bytes that are held back until the end of a turn of the loop."""
@@ -122,6 +122,7 @@ class JoiningHttpProtocol(HttpToolsProtocol):
         if self._arriving_since is None:  # pipelined: its first byte came with the end of the one before
             self._arriving_since = self.loop.time()
         super().on_message_begin()
+        self.scope[HAS_LEFT] = self._has_left  # type: ignore[typeddict-unknown-key]  # ours
 
     def on_headers_complete(self) -> None:
         if self._began_in + self._fruitless + self._come > HEAD_LIMIT:  # else it cannot be too large
@@ -189,6 +190,7 @@ class JoiningHttpProtocol(HttpToolsProtocol):
         return self.cycle  # None before the first request, whatever uvicorn declares
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._has_left = transport.is_closing
         super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one in all but name
         if self.server_state.is_stopping:  # type: ignore[attr-defined]  # accepted just before the listener closed
             transport.abort()
@@ -219,6 +221,11 @@ class PiecewiseWebSocketProtocol(WebSocketsSansIOProtocol):
     """
 
     _packed = b""
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:  # else the handshake was refused, and there is no scope
+            self.scope[HAS_LEFT] = self.transport.is_closing  # type: ignore[typeddict-unknown-key]  # ours
 
     def data_received(self, data: bytes) -> None:
         self._packed += data

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osqueue_client.errors import CASConflictError, EngineStateError, StorageBackendError
-from osqueue_storage import StorageBackend, StoredObject
+from osqueue_storage import ConditionalReader, StorageBackend, StoredObject
 from osqueue_storage.patience import seconds_for
 
 from .clock import Clock
@@ -25,6 +25,9 @@ logger = logging.getLogger("osqueue.broker.storage")
 
 _FIRST_DELAY: Final = 0.05
 _LAST_DELAY: Final = 2.0
+
+_LONGEST_READ: Final = 300.0
+"""Seconds to which the limit of a read grows while reads take longer than it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Gone:
 
 WriteEnd = Landed | Superseded | Gone
 
+_UNFOUNDED: Final = StorageBackendError("the store calls it a conflict, though the document has not moved")
+
 
 class DocumentWriter:
     """The only writer of one document. At most one write is in flight, ever, and none too soon after another."""
@@ -59,23 +64,44 @@ class DocumentWriter:
         self._attempt_timeout = settings.attempt_timeout
         self._spacing = settings.write_spacing(storage)
         self._longest_delay = settings.slowest_spacing(storage)
+        self._longest_read_delay = settings.slowest_read(storage)
+        self._size = 0
+        """Bytes of the document, as far as is known."""
         self._clock = clock
         self._sent_at = -math.inf
         self._is_writing = False
         self.last_failure = ""
         """Why the last request that failed did, for a person; empty if none has."""
 
-    async def read(self) -> StoredObject | None:
-        """Return the document as it stands, asking until the store answers."""
+    async def read(self, known: StoredObject | None = None) -> StoredObject | None:
+        """Return the document as it stands, asking until the store answers.
+
+        It returns `known` itself if that is still the document, at the cost of no body where the store can tell.
+        """
         delay = _FIRST_DELAY
+        limit = seconds_for(self._size, self._attempt_timeout) + self._longest_read_delay
         while True:
             try:
-                async with asyncio.timeout(self._attempt_timeout):
-                    return await self._storage.read(self._key)
+                async with asyncio.timeout(limit):
+                    found = await self._read(known)
+                self._size = len(found.body) if found else 0
+                return found
+            except TimeoutError as error:
+                self._note("storage_read_failed", error)
+                limit = min(2 * limit, max(limit, _LONGEST_READ))  # it may be larger than is known
             except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
                 self._note("storage_read_failed", error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY)
+
+    async def _read(self, known: StoredObject | None) -> StoredObject | None:
+        if known is not None and isinstance(self._storage, ConditionalReader):
+            try:
+                return await self._storage.read_if_changed(self._key, known.version) or known
+            except StorageBackendError:
+                pass  # also if there is no document any more: only a plain read tells that
+        found = await self._storage.read(self._key)
+        return known if known is not None and found is not None and found.version == known.version else found
 
     def due_in(self) -> float:
         """Seconds until the store may be written again."""
@@ -102,6 +128,7 @@ class DocumentWriter:
             self._is_writing = False
 
     async def _try(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
+        self._size = len(body)
         try:
             self._sent_at = self._clock.monotonic()
             # A backend with a budget may hold the write back for as long as that takes.
@@ -112,7 +139,10 @@ class DocumentWriter:
         except CASConflictError:
             # Of this call that is the truth. But an earlier call of ours may have landed, and a client library
             # may have sent this one twice: the body tells.
-            pass
+            end = await self._resolve(body, commit, expected_version)
+            if end is None:
+                self._note("storage_write_refused", _UNFOUNDED)
+            return end
         except Exception as error:  # noqa: BLE001  # whatever a backend raises means: unknown
             is_refusal = isinstance(error, StorageBackendError) and error.outcome == "not_applied"
             self._note("storage_write_refused" if is_refusal else "storage_write_unclear", error)

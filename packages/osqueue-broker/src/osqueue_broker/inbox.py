@@ -12,7 +12,7 @@ from typing import Final
 from osqueue_client.errors import OsqueueError, QueueFullError, StorageBackendError
 from osqueue_client.models import Model
 
-from .queue.apply import Mutation, never_changes
+from .queue.apply import UNDELIVERED, Mutation, never_changes, undelivered
 from .settings import BrokerSettings
 
 _SWEEP_INTERVAL: Final = 0.1
@@ -37,21 +37,29 @@ class Waiting:
         """Whether its caller has gone, or has been answered."""
         return self.answer.done()
 
-    def give(self, outcome: Model | OsqueueError) -> None:
-        """Answer the request, unless its caller has gone."""
+    def give(self, outcome: Model | OsqueueError) -> bool:
+        """Answer the request; return False where its caller has gone, or was told that the outcome is unknown."""
         if self.answer.done():
-            return
+            return False
         if isinstance(outcome, OsqueueError):
             self.answer.set_exception(outcome)
         else:
             self.answer.set_result(outcome)
+        return True
+
+
+def _retrieve(answer: asyncio.Future[Model]) -> None:
+    """Take note of an answer that nobody waits for: a failure would be logged as one that was overlooked."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 class Inbox:
     """What waits to be taken into a batch, and what was taken and waits for its commit.
 
     A request that waits longer than `request_timeout` is answered with `StorageBackendError`, which tells
-    whether it may have had an effect. The timer for it runs only while something waits.
+    whether it may have had an effect. The timer for it runs only while something waits. An answer that finds its
+    caller gone is followed by what has to be done about that (`UNDELIVERED`), which waits as long as it takes.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -62,6 +70,7 @@ class Inbox:
         self._all_callers: asyncio.Event | None = None
         self._quiet: deque[Waiting] = deque()
         self._pending: deque[Waiting] = deque()
+        self._undelivered: deque[Waiting] = deque()
         self._bytes = 0
         self._taken: list[Waiting] = []
         self._next_sweep_at = 0.0
@@ -69,7 +78,7 @@ class Inbox:
         self._closed_with: OsqueueError | None = None
 
     def __len__(self) -> int:
-        return len(self._pending) + len(self._quiet)
+        return len(self._pending) + len(self._quiet) + len(self._undelivered)
 
     def put(self, mutation: Mutation, size: int) -> asyncio.Future[Model]:
         """Add a request; return the future of its answer. Cancelling it before it is taken withdraws it.
@@ -78,6 +87,8 @@ class Inbox:
         """
         if self._closed_with is not None:
             raise copy.copy(self._closed_with)  # one raised again and again would collect tracebacks
+        if mutation.operation is UNDELIVERED:
+            return self._put_undelivered(mutation)
         if self._is_full(size):
             if self._loop.time() >= self._next_sweep_at:
                 self._next_sweep_at = self._loop.time() + _SWEEP_INTERVAL
@@ -98,13 +109,19 @@ class Inbox:
             self._set_alarm()
         return answer
 
+    def _put_undelivered(self, mutation: Mutation) -> asyncio.Future[Model]:
+        answer: asyncio.Future[Model] = self._loop.create_future()
+        answer.add_done_callback(_retrieve)
+        self._undelivered.append(Waiting(mutation, 0, answer, self._loop.time()))
+        self._arrived.set()
+        return answer
+
     def take(self) -> list[Waiting]:
         """Return all that wait, what never changes anything first; those that were withdrawn are left out."""
-        batch = [
-            waiting for queue in (self._quiet, self._pending) for waiting in queue if not waiting.is_over
-        ]
-        self._quiet.clear()
-        self._pending.clear()
+        queues = self._quiet, self._undelivered, self._pending
+        batch = [waiting for queue in queues for waiting in queue if not waiting.is_over]
+        for queue in queues:
+            queue.clear()
         self._bytes = 0
         self._arrived.clear()
         self._taken = batch
@@ -124,7 +141,10 @@ class Inbox:
         batch, self._taken = self._taken, []
         self._callers = len(batch) + len(self)
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            waiting.give(outcome)
+            if waiting.give(outcome) or isinstance(outcome, OsqueueError):
+                continue
+            if (mutation := undelivered(waiting.mutation.request, outcome)) is not None:
+                self._put_undelivered(mutation)
 
     def refuse_taken(self, error: OsqueueError) -> None:
         """Answer all that was taken with the same error."""

@@ -86,8 +86,18 @@ class Page:
     summary: str
     example: Node
     errors: tuple[OsqueueError, ...]
+    unready: Node | None = None
+    """An example of the answer with the status 503, where that is none of the errors."""
 
 
+READINESS: Final = Page(
+    "readiness",
+    "/readyz",
+    "Say whether this broker leads the queue, and may answer by itself.",
+    {"status": "ready"},
+    _ANY_REQUEST,
+    unready={"status": "standby", "leader": "10.0.0.7:8080"},
+)
 PAGES: Final = (
     Page("health", "/healthz", "Say that the process serves.", {"status": "ok"}, _ANY_REQUEST),
     Page(
@@ -102,7 +112,7 @@ PAGES: Final = (
         "/v1/throttle-stats",
         "Count what a throttled storage has let wait.",
         {"throttling": False},
-        (*_ANY_REQUEST, *_ANY_LEADER),
+        _ANY_REQUEST,
     ),
 )
 
@@ -118,7 +128,7 @@ def openapi_document() -> Node:
         paths.setdefault(operation.path, {})[operation.http_method.lower()] = _operation(operation, schemas)
         if operation.names_job:
             schemas[operation.request.__name__]["properties"].pop("jobId", None)  # it stands in the path
-    paths |= {page.path: {"get": _page(page)} for page in PAGES}
+    paths |= {page.path: {"get": _page(page)} for page in (*PAGES, READINESS)}
     schemas["Error"] = {"type": "object", "required": ["_tag", "message"], "properties": _ERROR_FIELDS}
     return {
         "openapi": "3.1.0",
@@ -149,12 +159,15 @@ def _operation(operation: AnyOperation, schemas: Node) -> Node:
 
 
 def _page(page: Page) -> Node:
-    content = {"application/json": {"schema": {"type": "object"}, "example": page.example}}
-    return {
-        "operationId": page.name,
-        "summary": page.summary,
-        "responses": {"200": {"description": "The answer.", "content": content}} | _errors(page.errors),
-    }
+    responses = {"200": _page_answer("The answer.", page.example)} | _errors(page.errors)
+    if page.unready is not None:
+        responses["503"] = _page_answer("Send no requests here now; the status says why.", page.unready)
+    return {"operationId": page.name, "summary": page.summary, "responses": responses}
+
+
+def _page_answer(description: str, example: Node) -> Node:
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {"description": description, "content": content}
 
 
 def _success(operation: AnyOperation) -> Node:

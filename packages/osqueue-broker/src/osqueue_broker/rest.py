@@ -19,7 +19,7 @@ from osqueue_client.errors import BrokerProtocolError, OsqueueError
 from osqueue_client.models import Model
 from osqueue_client.operations import OPERATIONS, AnyOperation
 
-from .openapi import PAGES, openapi_document
+from .openapi import PAGES, READINESS, openapi_document
 from .transport import (
     JSON,
     HeaderPairs,
@@ -30,6 +30,7 @@ from .transport import (
     Texts,
     UnknownMedia,
     decode_request,
+    has_left,
     refuse_handshake,
     send_error,
     send_json,
@@ -64,8 +65,13 @@ def endpoints(service: Service, max_request_bytes: int, texts: Texts) -> dict[st
         server = {"url": scope.get("root_path") or "/"}  # where the application is mounted
         return msgspec.json.encode(document | {"servers": [server]})
 
+    async def ready(scope: Scope, receive: Receive, send: Send) -> None:
+        readiness = service.readiness()
+        await send_json(send, msgspec.json.encode(readiness), 200 if readiness.is_ready else 503)
+
     renderers = {"health": health, "state": state, "throttleStats": throttle_stats}
     apps |= {page.path: {"GET": _Page(renderers[page.name])} for page in PAGES}
+    apps[READINESS.path] = {"GET": ready}
     apps["/openapi.json"] = {"GET": _Page(openapi)}
     apps[WEBSOCKET_PATH] = {"GET": _needs_upgrade}
     return {path: _Methods(by_method) for path, by_method in apps.items()}
@@ -147,11 +153,18 @@ class _Endpoint(ABC):
         except Exception as error:  # noqa: BLE001  # a fault of ours is answered, and the connection kept
             await send_error(send, unexpected(error))
         else:
-            if body:
-                await send_json(send, body)
-            else:
-                await send({"type": "http.response.start", "status": 204, "headers": []})
-                await send({"type": "http.response.body", "body": b""})
+            if has_left(scope):
+                self._service.undelivered(self._operation, request, answer)
+                return
+            try:
+                if body:
+                    await send_json(send, body)
+                else:
+                    await send({"type": "http.response.start", "status": 204, "headers": []})
+                    await send({"type": "http.response.body", "body": b""})
+            except BaseException:
+                self._service.undelivered(self._operation, request, answer)
+                raise
 
 
 class _Query(_Endpoint):

@@ -2,47 +2,77 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import copy
 from dataclasses import asdict
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from osqueue_client.errors import BrokerLeadershipError
+from osqueue_client.errors import BrokerLeadershipError, OsqueueError
 from osqueue_client.models import JobList, Model, QueueStats
-from osqueue_client.operations import GET_STATS, SUBMIT_JOB, Operation
+from osqueue_client.operations import CLAIM_JOB, GET_STATS, SUBMIT_JOB, Operation
 from osqueue_storage import StorageBackend, Throttled
 
 from .clock import Clock
 from .commit_loop import CommitLoop
-from .queue.apply import Mutation
+from .queue.apply import Mutation, undelivered
+from .readiness import Readiness
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
-FEATURES: Final = ("fail", "dead")
-"""What this broker adds to the old protocol: `failJob`; `listDead`, `requeueDead` and `deleteDead`."""
+FEATURES: Final = ("fail", "dead", "requestIds", "leaseTokens")
+"""What this broker adds to the old protocol: `failJob`; `listDead`, `requeueDead` and `deleteDead`; `requestId` in what
+changes the queue; `leaseToken` in claims and in what a lease is needed for."""
+
+_MAKES_ID: Final = frozenset({SUBMIT_JOB.name, CLAIM_JOB.name})
+"""Operations that need a new id: of a job, of a lease."""
 
 _ANY_READ: Final = Mutation(GET_STATS, GET_STATS.request(), "")
 
 
 class QueueService:
-    """The operations of a leading broker, for every transport alike."""
+    """The operations of one broker, for every transport alike. While the broker does not lead, it refuses them."""
 
-    def __init__(self, commits: CommitLoop, storage: StorageBackend, address: str, clock: Clock) -> None:
-        self._commits = commits
+    def __init__(self, storage: StorageBackend, address: str, clock: Clock) -> None:
         self._storage = storage
         self._address = address
         self._clock = clock
+        self._commits: CommitLoop | None = None
+        self._refusal: OsqueueError = BrokerLeadershipError("this broker does not run yet")
+        self._idle = Readiness("starting")
+
+    def begin(self, commits: CommitLoop) -> None:
+        """Serve from the commit loop of a new term."""
+        self._commits = commits
+
+    def end(self, refusal: OsqueueError, idle: Readiness) -> None:
+        """Refuse everything from now on, and say that of the broker, until `begin`."""
+        self._commits = None
+        self._refusal = refusal
+        self._idle = idle
+
+    def readiness(self) -> Readiness:
+        """Return whether the broker leads, and may answer by itself."""
+        return self._idle if self._commits is None else self._commits.readiness()
 
     async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
         """Do what is asked, and return the answer once it is durable.
 
         Raises the `OsqueueError` that tells what was wrong. Cancelling the call withdraws a request that no
-        batch has taken yet; any later, it happens all the same.
+        batch has taken yet; any later, it happens all the same, and a lease is taken back as by `undelivered`.
         """
-        new_id = self._clock.new_id() if operation is SUBMIT_JOB else ""
-        answer = await self._commits.put(Mutation(operation, request, new_id), _size(request))
+        new_id = self._clock.new_id() if operation.name in _MAKES_ID else ""
+        waiting = self._leading().put(Mutation(operation, request, new_id), _size(request))
+        try:
+            answer = await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._take_back(request, waiting.result())
+            raise
         if isinstance(answer, QueueStats):
             answer = msgspec.structs.replace(answer, broker_address=self._address, features=FEATURES)
         elif isinstance(answer, JobList):
@@ -50,13 +80,24 @@ class QueueService:
         assert isinstance(answer, operation.response)
         return answer
 
+    def undelivered(self, operation: Operation[Req, Res], request: Req, answer: Res, /) -> None:
+        """Hear that an answer of `call` has reached nobody: a lease in it is taken back, soon or at once."""
+        self._take_back(request, answer)
+
+    def _take_back(self, request: Model, answer: Model) -> None:
+        mutation = undelivered(request, answer)
+        if mutation is not None:
+            with contextlib.suppress(OsqueueError):  # no longer leading: the next leader sees to the lease
+                self._leading().put(mutation)
+
     async def document(self) -> bytes:
         """Return the queue document as last committed.
 
         It waits as any read does, for it is given only while nobody else can have taken over.
         """
-        await self._commits.put(_ANY_READ)
-        return self._commits.document
+        commits = self._leading()
+        await commits.put(_ANY_READ)
+        return commits.document
 
     def throttle_stats(self) -> dict[str, object]:
         """Return the counters of a throttled storage."""
@@ -65,27 +106,10 @@ class QueueService:
         counters = asdict(self._storage.throttle_stats())
         return {"throttling": True} | {_camel(name): value for name, value in counters.items()}
 
-
-class NotRunning:
-    """The service of a mounted broker outside of its `running()`: it refuses everything."""
-
-    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
-        """Raise `BrokerLeadershipError`."""
-        raise _not_running()
-
-    async def document(self) -> bytes:
-        """Raise `BrokerLeadershipError`."""
-        raise _not_running()
-
-    def throttle_stats(self) -> dict[str, object]:
-        """Raise `BrokerLeadershipError`."""
-        raise _not_running()
-
-
-def _not_running() -> BrokerLeadershipError:
-    return BrokerLeadershipError(
-        "this broker is not running: its application has to hold running() open while it serves"
-    )
+    def _leading(self) -> CommitLoop:
+        if self._commits is None:
+            raise copy.copy(self._refusal)  # one raised again and again would collect tracebacks
+        return self._commits
 
 
 def _size(request: Model) -> int:

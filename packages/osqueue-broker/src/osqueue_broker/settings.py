@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from osqueue_client.errors import ConfigError
-from osqueue_storage import StorageBackend
+from osqueue_storage import StorageBackend, Throttled
 
 from .queue.rules import Rules
 
@@ -77,17 +77,43 @@ class BrokerSettings:
             f"two writes ({spacing:g} s). Raise the timeout, lower the interval, or allow more writes",
         )
         _require(
-            self.attempt_timeout + self.broker_heartbeat_interval < self.broker_heartbeat_timeout,
-            f"storage_timeout ({self.attempt_timeout:g} s) and broker_heartbeat_interval "
-            f"({self.broker_heartbeat_interval:g} s) must be less than broker_heartbeat_timeout "
-            f"({self.broker_heartbeat_timeout:g} s) together, or one request that the store does not answer costs "
-            "the leadership. Lower storage_timeout",
+            slowest + spacing + self.attempt_timeout < self.broker_heartbeat_timeout,
+            f"{slowest:g} s from one sign of life to the next, {spacing:g} s for which the next write may be held back "
+            f"and storage_timeout ({self.attempt_timeout:g} s) must be less than broker_heartbeat_timeout "
+            f"({self.broker_heartbeat_timeout:g} s) together, or one write that the store does not answer costs the "
+            "leadership. Lower storage_timeout, raise the timeout, or allow more writes",
+        )
+        reading = self.slowest_read(storage)
+        _require(
+            reading <= self.broker_heartbeat_interval,
+            f"the store may be read only every {reading:g} s, but a broker that stands by, or finds out what became of "
+            f"a write, must read it every {self.broker_heartbeat_interval:g} s (broker_heartbeat_interval). Allow more "
+            "reads, or raise the interval with the timeout",
         )
 
     @property
     def attempt_timeout(self) -> float:
         """Seconds that one request to the store may take."""
         return 0.3 * self.broker_heartbeat_timeout if self.storage_timeout is None else self.storage_timeout
+
+    @property
+    def watch_interval(self) -> float:
+        """Seconds from one look at a leader to the next."""
+        return self.broker_heartbeat_interval / 6
+
+    @property
+    def refused_timeout(self) -> float:
+        """Seconds after which a leader that gave no sign of life, and whose port refuses, is declared dead."""
+        return 0.4 * self.broker_heartbeat_timeout
+
+    def fresh_for(self, *, has_bound: bool) -> float:
+        """Seconds from the sending of a landed write in which nobody can have taken over.
+
+        Where others may find the leader's port closed though this program has not closed it (`has_bound` is
+        False), they may do so sooner.
+        """
+        fresh = self.broker_heartbeat_timeout - self.broker_heartbeat_interval
+        return fresh if has_bound else min(fresh, 0.95 * self.refused_timeout)
 
     def write_spacing(self, storage: StorageBackend) -> float:
         """Seconds that must pass from one write to the next on this store."""
@@ -96,6 +122,10 @@ class BrokerSettings:
     def slowest_spacing(self, storage: StorageBackend) -> float:
         """Seconds from one write to the next when a budget on the store is used up."""
         return max(self.group_commit_interval, storage.slowest_write_interval)
+
+    def slowest_read(self, storage: StorageBackend) -> float:
+        """Seconds for which a budget on the store may hold a read back."""
+        return storage.slowest_read_interval if isinstance(storage, Throttled) else 0.0
 
     def rules(self, storage: StorageBackend) -> Rules:
         """What the state machine needs to know of all this."""

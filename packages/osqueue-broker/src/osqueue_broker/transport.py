@@ -24,6 +24,8 @@ from osqueue_client.errors import (
 from osqueue_client.models import JobList, Model
 from osqueue_client.operations import Operation
 
+from .readiness import Readiness
+
 logger = logging.getLogger("osqueue.broker.transport")
 
 Req = TypeVar("Req", bound=Model)
@@ -31,6 +33,10 @@ Res = TypeVar("Res", bound=Model)
 HeaderPairs: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 JSON: Final = b"application/json"
+
+HAS_LEFT: Final = "osqueue.has_left"
+"""The entry of a scope with a function that tells whether the connection has ended; our own listener sets it."""
+
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -41,8 +47,16 @@ class Service(Protocol):
         """Do what is asked. Raises `OsqueueError`. Cancelling it is safe at any point."""
         ...
 
+    def undelivered(self, operation: Operation[Req, Res], request: Req, answer: Res, /) -> None:
+        """Hear that an answer of `call` has reached nobody: its connection had ended before it was sent."""
+        ...
+
     async def document(self) -> bytes:
         """Return the committed queue document. Raises `OsqueueError`."""
+        ...
+
+    def readiness(self) -> Readiness:
+        """Return whether requests should be sent to this broker."""
         ...
 
     def throttle_stats(self) -> dict[str, object]:
@@ -72,6 +86,12 @@ def _is_same_list(one: JobList, other: JobList) -> bool:
     return one.jobs is other.jobs and all(
         getattr(one, name) == getattr(other, name) for name in JobList.__struct_fields__ if name != "jobs"
     )
+
+
+def has_left(scope: Scope) -> bool:
+    """Whether the connection is known to have ended. Of a server that is not ours, that is never known."""
+    ask: Callable[[], bool] | None = scope.get(HAS_LEFT)
+    return ask is not None and ask()
 
 
 class HttpRefusal(BrokerProtocolError):

@@ -19,6 +19,7 @@ from .transport import (
     Service,
     Texts,
     decode_request,
+    has_left,
     refuse_handshake,
     refuse_lone_surrogate,
     too_large,
@@ -84,7 +85,7 @@ class WebSocketEndpoint:
         if self._is_draining:
             await refuse_handshake(scope, send, BrokerLeadershipError("the broker stops"), close_code=1012)
             return
-        session = _Session(self._service, self._limit, self._texts, receive, send)
+        session = _Session(self._service, self._limit, self._texts, scope, receive, send)
         self._sessions.add(session)
         try:
             await session.run()
@@ -112,10 +113,13 @@ class _Session:
     them, one answer on its way, one list that is being made.
     """
 
-    def __init__(self, service: Service, limit: int, texts: Texts, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, service: Service, limit: int, texts: Texts, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._service = service
         self._limit = limit
         self._texts = texts
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._in_flight = 0
@@ -126,6 +130,7 @@ class _Session:
         """Held while an answer is made and sent: the next one is made when the peer has read enough."""
         self._listing = asyncio.Lock()
         self._is_draining = False
+        self._has_left = False
         self._reader: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
 
@@ -152,7 +157,10 @@ class _Session:
     async def wait_ended(self) -> None:
         await self._has_ended.wait()
 
-    async def _tell(self, message: Message) -> None:
+    async def _tell(self, message: Message) -> bool:
+        """Send a message; return whether the connection has taken it."""
+        if self._has_left or has_left(self._scope):
+            return False
         try:
             await self._send(message)
         except (
@@ -160,6 +168,8 @@ class _Session:
             RuntimeError,
         ) as error:  # the peer has gone, or is going: its server knows both ways to say so
             logger.debug("peer_gone", extra={"reason": repr(error)})
+            return False
+        return True
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         # No name here holds a message: a large one would stay until the next comes.
@@ -169,6 +179,7 @@ class _Session:
     def _take(self, message: Message, group: asyncio.TaskGroup) -> bool:
         """Start on one message. Return whether more may follow."""
         if message["type"] == "websocket.disconnect":
+            self._has_left = True
             return False
         text = message.get("text")
         body = message.get("bytes") or b"" if text is None else text.encode()
@@ -223,9 +234,14 @@ class _Session:
 
     async def _do(self, id: Raw, operation: AnyOperation, request: Model) -> None:
         answer = await self._service.call(operation, request)
-        async with self._sending:
-            text = _encoder.encode(_Answer(id, True, Raw(self._texts.of(answer))))
-            await self._tell({"type": "websocket.send", "text": text.decode()})
+        is_delivered = False
+        try:
+            async with self._sending:
+                text = _encoder.encode(_Answer(id, True, Raw(self._texts.of(answer))))
+                is_delivered = await self._tell({"type": "websocket.send", "text": text.decode()})
+        finally:
+            if not is_delivered:
+                self._service.undelivered(operation, request, answer)
 
 
 def _operation(method: str) -> AnyOperation:

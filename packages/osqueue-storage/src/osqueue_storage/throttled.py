@@ -37,6 +37,11 @@ class ThrottleStats:
 class Throttled(Protocol):
     """A backend that counts what it has delayed."""
 
+    @property
+    def slowest_read_interval(self) -> float:
+        """Seconds by which it may at the most space reads (0: it does not)."""
+        ...
+
     def throttle_stats(self) -> ThrottleStats:
         """Return what was counted so far."""
         ...
@@ -96,12 +101,12 @@ class ThrottledStorageBackend:
                             ("writes_per_day", writes_per_day)):  # fmt: skip
             if limit is not None and not (math.isfinite(limit) and limit > 0):
                 raise ConfigError(f"{name} must be more than 0, not {limit!r}")
-        if reads_per_minute is None and writes_per_minute is None:
-            raise ConfigError("a throttled storage needs reads_per_minute, writes_per_minute, or both")
         if writes_per_day is not None and writes_per_minute is None:
             raise ConfigError(
                 "writes_per_day needs writes_per_minute, the limit that holds once it is used up"
             )
+        if reads_per_minute is None and writes_per_minute is None:
+            raise ConfigError("a throttled storage needs reads_per_minute, writes_per_minute, or both")
         self._storage = storage
         self._clock = clock or _SystemClock()
         self._writes_per_day = writes_per_day
@@ -113,6 +118,7 @@ class ThrottledStorageBackend:
         self.max_object_bytes = storage.max_object_bytes
         self.is_remote = is_remote(storage)
         self.slowest_write_interval = max(storage.slowest_write_interval, slowest)
+        self.slowest_read_interval = 60 / reads_per_minute if reads_per_minute else 0.0
         # Within a daily budget writes need not be spaced; else who spaces them here is never made to wait.
         self.min_write_interval = (
             storage.min_write_interval if writes_per_day else max(storage.min_write_interval, slowest)

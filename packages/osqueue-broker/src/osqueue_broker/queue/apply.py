@@ -14,16 +14,20 @@ from osqueue_client.errors import (
     OsqueueError,
     QueueFullError,
 )
-from osqueue_client.models import Model
-from osqueue_client.operations import AnyOperation
+from osqueue_client.models import Model, RequestId
+from osqueue_client.operations import AnyOperation, Operation
 
 from .dead import DeadJob
 from .job import IN_PROGRESS, UNCLAIMED, Job
+from .once import answer_once
 from .rules import Now
 from .state import QueueState
 
 DEAD_PAGE: Final = 100
 """Dead jobs on a page when the request does not say."""
+
+_RESERVE: Final = 64
+"""Submits leave this fraction of the document free, for what has to be remembered of claims."""
 
 WORKER_ID_LIMIT: Final = 1024
 """Characters of a worker's id."""
@@ -37,10 +41,42 @@ ERROR_MESSAGE_LIMIT: Final = 8192
 
 _SHORTEST_MESSAGE: Final = 100
 
+UNCONFIRMED_TIMEOUT: Final = 10.0
+"""Seconds for which a lease waits to be asked for again, when the answer with it has reached nobody."""
+
+
+class UndeliveredLease(Model, frozen=True, kw_only=True):
+    """The answer with a lease has reached nobody. `may_be_repeated`: its claim had an id."""
+
+    job_id: str
+    lease_token: str
+    may_be_repeated: bool
+
+
+UNDELIVERED: Final = Operation(
+    "undelivered", UndeliveredLease, models.Empty,
+    "POST", "", 204, "work", "Take back a lease that nobody was told of: the broker's own, and on no wire.",
+)  # fmt: skip
+
+
+def undelivered(request: Model, answer: Model) -> Mutation | None:
+    """Return what has to be done when the answer to a request has reached nobody; None when that does no harm."""
+    if not isinstance(answer, models.ClaimedJob) or answer.job_id is None or answer.lease_token is None:
+        return None
+    assert isinstance(request, models.ClaimJob)
+    return Mutation(
+        UNDELIVERED,
+        UndeliveredLease(
+            job_id=answer.job_id,
+            lease_token=answer.lease_token,
+            may_be_repeated=request.request_id is not None,
+        ),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One request to the queue, a read included. `new_id` is the id of the job that it may make."""
+    """One request to the queue, a read included. `new_id` names the job or the lease that it may make."""
 
     operation: AnyOperation
     request: Model
@@ -88,15 +124,26 @@ def answer_without_commit(
 
 
 def _answer(state: QueueState, mutation: Mutation, now: Now) -> Model | OsqueueError:
+    request_id: RequestId | None = getattr(mutation.request, "request_id", None)
     try:
+        if request_id is not None:
+            return answer_once(state, mutation.operation, request_id, now, lambda: _do(state, mutation, now))
         return _HANDLERS[mutation.operation.name](state, mutation, now)
     except OsqueueError as error:
         return error
 
 
+def _do(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    return _HANDLERS[mutation.operation.name](state, mutation, now)
+
+
 def expire(state: QueueState, now: Now) -> None:
     """Make jobs whose lease has expired claimable again, or dead when their attempts are used up."""
+    state.sessions.drop_idle(now.served)
     while job := state.expired(now):
+        if job.is_in_doubt:
+            state.take_back(job)
+            continue
         timeout = state.rules.heartbeat_timeout
         message = f"no heartbeat of {job.worker_id} for {timeout:g} s, in attempt {job.attempts}"
         _end_attempt(state, job, models.JobError(type="LeaseExpired", message=message), now, may_retry=True)
@@ -138,7 +185,7 @@ def _submit(state: QueueState, mutation: Mutation, now: Now) -> Model:
         position=state.next_position(),
     )
     limit = state.rules.max_document_bytes
-    if limit is not None and state.bytes + job.size > limit:
+    if limit is not None and state.bytes + job.size + limit // _RESERVE > limit:
         raise QueueFullError(
             f"the queue holds {state.bytes:,} bytes, and the store takes {limit:,} in one object"
         )
@@ -161,29 +208,38 @@ def _claim(state: QueueState, mutation: Mutation, now: Now) -> Model:
     job = state.first_claimable(request.types or ())
     if job is None:
         return models.ClaimedJob()
-    state.lease(job, request.worker_id, now)
-    return models.ClaimedJob(job_id=job.id, payload=job.payload, type=job.type or None, attempt=job.attempts)
+    state.lease(job, request.worker_id, mutation.new_id or None, now)
+    return job.claimed()
 
 
 def _heartbeat(state: QueueState, mutation: Mutation, now: Now) -> Model:
     request = mutation.request
     assert isinstance(request, models.LeasedJob)
-    state.renew(_leased(state, request.job_id, request.worker_id), now)
+    state.heartbeat(_leased(state, request), now)
     return _DONE
 
 
 def _complete(state: QueueState, mutation: Mutation, now: Now) -> Model:
     request = mutation.request
     assert isinstance(request, models.LeasedJob)
-    state.complete(_leased(state, request.job_id, request.worker_id))
+    state.complete(_leased(state, request))
     return _DONE
 
 
 def _fail(state: QueueState, mutation: Mutation, now: Now) -> Model:
     request = mutation.request
     assert isinstance(request, models.FailJob)
-    job = _leased(state, request.job_id, request.worker_id)
+    job = _leased(state, request)
     _end_attempt(state, job, request.error, now, may_retry=request.retry is not False)
+    return _DONE
+
+
+def _undelivered(state: QueueState, mutation: Mutation, now: Now) -> Model:
+    request = mutation.request
+    assert isinstance(request, UndeliveredLease)
+    job = state.running(request.job_id, request.lease_token)
+    if job is not None:
+        state.doubt(job, UNCONFIRMED_TIMEOUT if request.may_be_repeated else 0.0, now)
     return _DONE
 
 
@@ -254,14 +310,15 @@ def _cursor(text: str | None) -> int:
     raise BrokerProtocolError("listDead: field 'cursor' is not one that listDead answered", field="cursor")
 
 
-def _leased(state: QueueState, job_id: str, worker_id: str) -> Job:
-    job = state.jobs.get(job_id)
+def _leased(state: QueueState, request: models.LeasedJob) -> Job:
+    job = state.jobs.get(request.job_id)
     if job is None:
-        raise JobNotFoundError(f"no job {job_id}: it was completed, it is dead, or it never was")
-    if job.status != IN_PROGRESS or job.worker_id != worker_id:
-        raise LeaseLostError(
-            f"worker {worker_id} does not hold the lease of job {job_id}", outcome="not_applied"
-        )
+        raise JobNotFoundError(f"no job {request.job_id}: it was completed, it is dead, or it never was")
+    token = request.lease_token
+    is_holder = job.worker_id == request.worker_id if token is None else job.lease_token == token
+    if job.status != IN_PROGRESS or not is_holder:
+        which = "the lease" if token is None else "this lease"
+        raise LeaseLostError(f"worker {request.worker_id} does not hold {which} of job {request.job_id}")
     return job
 
 
@@ -297,4 +354,5 @@ _HANDLERS: Final[dict[str, _Handler]] = {
     operations.LIST_DEAD.name: _list_dead,
     operations.REQUEUE_DEAD.name: _requeue_dead,
     operations.DELETE_DEAD.name: _delete_dead,
+    UNDELIVERED.name: _undelivered,
 }

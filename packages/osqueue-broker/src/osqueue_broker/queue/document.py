@@ -13,6 +13,7 @@ from osqueue_client.wire_json import UNREADABLE
 from .dead import DeadJob
 from .job import Job
 from .rules import Now, Rules
+from .sessions import SessionText
 from .state import QueueState
 from .terms import Header, Stamp
 
@@ -37,6 +38,7 @@ class _Known(Struct, rename="camel", kw_only=True):
 class _Lists(Struct, rename="camel"):
     jobs: tuple[Raw, ...] = ()
     dead_jobs: tuple[Raw, ...] = ()
+    sessions: tuple[SessionText, ...] = ()
 
 
 _KNOWN_NAMES: Final = frozenset((*_Known.__struct_encode_fields__, *_Lists.__struct_encode_fields__))
@@ -67,6 +69,10 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
             _require_new(state, dead := DeadJob.from_text(bytes(text)))
             state.load_dead(dead)
             state.dead_total = max(state.dead_total, dead.number)
+        for session in lists.sessions:
+            if state.sessions.get(session.id) is not None:
+                raise EngineStateError(f"the queue document has two sessions with the id {session.id}")
+            state.sessions.load(session, now.served)
     except UNREADABLE as error:
         raise EngineStateError(f"the queue document has a job that cannot be read: {error}") from error
     return _header(known), state
@@ -88,7 +94,11 @@ def write_document(header: Header, state: QueueState) -> bytes:
         **state.unknown,
     }
     head = _encoder.encode(fields)
-    return b"".join((head[:-1], b',"deadJobs":', *state.dead.text(), b',"jobs":', *state.jobs.text(), b"}"))
+    pieces = [head[:-1]]
+    if len(state.sessions):
+        pieces += (b',"sessions":', *state.sessions.text())
+    pieces += (b',"deadJobs":', *state.dead.text(), b',"jobs":', *state.jobs.text(), b"}")
+    return b"".join(pieces)
 
 
 def _header(known: _Known) -> Header:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
-from osqueue_client.models import Payload
+from osqueue_client.models import ClaimedJob, Payload
+from osqueue_client.wire_json import UNREADABLE
 
 if TYPE_CHECKING:
     from .sequence import Block
@@ -19,8 +20,11 @@ GONE: Final = "gone"
 
 Fields = dict[str, Raw | str | int | dict[str, str | int]]
 
-_ROOM: Final = 160
-"""Bytes that the names and numbers add which a lease and an error put into a job's text."""
+CONFIRMED: Final = 1 << 60
+"""As many hand-outs that nobody can doubt them all."""
+
+_ROOM: Final = 260
+"""Bytes that the names and numbers add which a lease and an error put into a job's text, and a token of our making."""
 
 _encoder = msgspec.json.Encoder()
 _fields_decoder = msgspec.json.Decoder(dict[str, Raw])
@@ -39,6 +43,18 @@ class JobText(Struct, rename="camel", omit_defaults=True, kw_only=True):
     max_attempts: int | None = None
     worker_id: str | None = None
     heartbeat: int | None = None
+    lease: Raw | UnsetType = UNSET
+
+
+class LeaseText(Struct, rename="camel"):
+    """What we add to a job that runs. It counts only while worker and attempts are the job's own:
+
+    a broker that does not know it may have leased the job again, and have left it where it was.
+    """
+
+    token: str
+    worker_id: str
+    attempts: int
 
 
 class _PayloadText(Struct):
@@ -46,6 +62,7 @@ class _PayloadText(Struct):
 
 
 _text_decoder = msgspec.json.Decoder(JobText)
+_lease_decoder = msgspec.json.Decoder(LeaseText)
 _payload_decoder = msgspec.json.Decoder(_PayloadText)
 
 
@@ -58,11 +75,13 @@ class Job:
         "attempts",
         "block",
         "created_at",
+        "hand_outs",
         "heartbeat",
         "id",
         "is_stale",
         "last_error",
         "lease_deadline",
+        "lease_token",
         "max_attempts",
         "position",
         "size",
@@ -82,6 +101,8 @@ class Job:
         self.max_attempts = known.max_attempts
         self.worker_id = known.worker_id
         self.heartbeat = known.heartbeat
+        self.lease_token = None if isinstance(known.lease, UnsetType) else _token_in(known, known.lease)
+        self.hand_outs = 1
         self.last_error: dict[str, str | int] | None = None
         self.position = position
         self._size_when_read = len(text)
@@ -114,9 +135,24 @@ class Job:
         return cls(text, _text_decoder.decode(text), position)
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether no answer with the running lease can have reached its worker, as far as is known."""
+        return self.hand_outs <= 0
+
+    @property
     def payload(self) -> Raw | UnsetType:
         """The payload's JSON text, or `UNSET` if the job has none."""
         return _payload_decoder.decode(self._text).payload
+
+    def claimed(self) -> ClaimedJob:
+        """Return the answer to the claim that began the running lease."""
+        return ClaimedJob(
+            job_id=self.id,
+            payload=self.payload,
+            type=self.type or None,
+            attempt=self.attempts,
+            lease_token=self.lease_token,
+        )
 
     def rewrite(self) -> None:
         """Have the text made again, as slots have changed; `size` is right at once."""
@@ -125,7 +161,9 @@ class Job:
 
     def _measure(self) -> None:
         # An estimate that is never too small: what came, and what the queue adds in its place or beside it.
-        self.size = self._size_when_read + _ROOM + _text_size(self.worker_id or "")
+        self.size = self._size_when_read + _ROOM
+        if self.worker_id is not None:
+            self.size += 2 * _text_size(self.worker_id)  # beside the lease's token, once more
         if self.last_error is not None:
             self.size += sum(
                 _text_size(value) for value in self.last_error.values() if isinstance(value, str)
@@ -148,9 +186,28 @@ class Job:
         fields["attempts"] = self.attempts
         _set_or_drop(fields, "workerId", self.worker_id)
         _set_or_drop(fields, "heartbeat", self.heartbeat)
+        if self.lease_token is not None:
+            lease: dict[str, str | int] = {
+                "token": self.lease_token,
+                "workerId": self.worker_id or "",
+                "attempts": self.attempts,
+            }
+            fields["lease"] = lease
+        else:
+            fields.pop("lease", None)
         if self.last_error is not None:
             fields["lastError"] = self.last_error
         return fields
+
+
+def _token_in(known: JobText, text: Raw) -> str | None:
+    """Return the token of the lease under which a job runs, if the job has one that is about this lease."""
+    try:
+        lease = _lease_decoder.decode(text)
+    except UNREADABLE:
+        return None  # a field of somebody else's by that name
+    is_its_own = lease.worker_id == known.worker_id and lease.attempts == known.attempts
+    return lease.token if is_its_own and known.status == IN_PROGRESS else None
 
 
 def _set_or_drop(fields: Fields, name: str, value: str | int | None) -> None:

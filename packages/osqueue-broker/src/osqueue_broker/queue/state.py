@@ -10,10 +10,11 @@ from msgspec import Raw
 from osqueue_client.models import JobList
 
 from .dead import DeadJob
-from .job import GONE, IN_PROGRESS, UNCLAIMED, Job
+from .job import CONFIRMED, GONE, IN_PROGRESS, UNCLAIMED, Job
 from .ready import Ready
 from .rules import Now, Rules
 from .sequence import Sequence
+from .sessions import Sessions
 
 
 class QueueState:
@@ -28,10 +29,11 @@ class QueueState:
         self.changes = 0
         self.jobs: Sequence[Job] = Sequence()
         self.dead: Sequence[DeadJob] = Sequence()
+        self.sessions = Sessions()
         self.completed_total = 0
         self.dead_total = 0
         self.in_progress = 0
-        self.bytes = 0
+        self._bytes = 0
         self.unknown: dict[str, Raw] = {}
         self.listing: JobList | None = None
         """What `listJobs` answered last; None once that is no longer true."""
@@ -62,6 +64,16 @@ class QueueState:
             if job and (oldest is None or job.position < oldest.position):
                 oldest = job
         return oldest
+
+    @property
+    def bytes(self) -> int:
+        """About how large the document is: never less than it would be if it were written now."""
+        return self._bytes + self.sessions.bytes
+
+    def running(self, job_id: str, token: str) -> Job | None:
+        """Return a job if it runs under the lease with this token."""
+        job = self.jobs.get(job_id)
+        return job if job is not None and job.status == IN_PROGRESS and job.lease_token == token else None
 
     def is_short_of_room(self, growth: int) -> bool:
         """Whether the document might become too large for the store by so many more bytes."""
@@ -99,7 +111,7 @@ class QueueState:
     def load_dead(self, dead: DeadJob) -> None:
         """Take in a dead job of the document."""
         self.dead.append(dead)
-        self.bytes += len(dead.text())
+        self._bytes += len(dead.text())
 
     # Changing
 
@@ -109,15 +121,45 @@ class QueueState:
         self._take_in(job)
         self._offer(job)
 
-    def lease(self, job: Job, worker_id: str, now: Now) -> None:
-        """Give a claimable job to a worker."""
+    def lease(self, job: Job, worker_id: str, token: str | None, now: Now) -> None:
+        """Give a claimable job to a worker, under a token of its own."""
         self._withdraw(job)
         job.status = IN_PROGRESS
         job.attempts += 1
         job.worker_id = worker_id
+        job.lease_token = token
+        job.hand_outs = 1
         self.in_progress += 1
         self._start_lease(job, now)
         self._rewrite(job)
+
+    def heartbeat(self, job: Job, now: Now) -> None:
+        """Renew a lease whose worker has shown that it knows of it."""
+        job.hand_outs = CONFIRMED
+        self.renew(job, now)
+
+    def hand_out_again(self, job: Job, now: Now) -> None:
+        """Renew a lease that is told to its worker once more, as it may not know of it."""
+        job.hand_outs = max(job.hand_outs, 0) + 1
+        self.renew(job, now)
+
+    def doubt(self, job: Job, grace: float, now: Now) -> None:
+        """Note that one of the answers with a job's lease has reached nobody.
+
+        If that was the last one, the lease expires in `grace` seconds at the latest, unless it is renewed before, and
+        counts as if it had never been; with a grace of 0 at once.
+        """
+        job.hand_outs -= 1
+        if not job.is_in_doubt:
+            return
+        if not grace:
+            self.take_back(job)
+            return
+        deadline = now.served + grace
+        if deadline < job.lease_deadline:
+            job.lease_deadline = deadline
+            heappush(self._leases, (deadline, job.position))
+            self._compact_leases()
 
     def renew(self, job: Job, now: Now) -> None:
         """Give a running job another full lease. No commit is owed for it."""
@@ -133,6 +175,11 @@ class QueueState:
         job.status = UNCLAIMED
         self._offer(job)
         self._rewrite(job)
+
+    def take_back(self, job: Job) -> None:
+        """Make a running job claimable again, in its old place, as if it had not been claimed."""
+        job.attempts -= 1
+        self.release(job)
 
     def complete(self, job: Job) -> None:
         """Take out a running job that is done."""
@@ -160,7 +207,7 @@ class QueueState:
     def delete_dead(self, dead: DeadJob) -> None:
         """Delete a dead job for good."""
         self._changed()
-        self.bytes -= len(dead.text())
+        self._bytes -= len(dead.text())
         self.dead.remove(dead)
 
     def expired(self, now: Now) -> Job | None:
@@ -178,11 +225,11 @@ class QueueState:
     def _take_in(self, job: Job) -> None:
         self.jobs.append(job)
         self._by_position[job.position] = job
-        self.bytes += job.size
+        self._bytes += job.size
 
     def _take_out(self, job: Job) -> None:
         self._changed()
-        self.bytes -= job.size
+        self._bytes -= job.size
         job.status = GONE
         self.jobs.remove(job)
         del self._by_position[job.position]
@@ -208,17 +255,22 @@ class QueueState:
         self.in_progress -= 1
         job.worker_id = None
         job.heartbeat = None
+        job.lease_token = None
+        job.status = GONE  # so that the heap sees it as outdated
+        self._compact_leases()
+
+    def _compact_leases(self) -> None:
         if len(self._leases) > 2 * self.in_progress + 64:
-            positions = {position for _, position in self._leases} - {job.position}
+            positions = {position for _, position in self._leases}
             running = [found for position in positions if (found := self._running_at(position))]
             self._leases = [(found.lease_deadline, found.position) for found in running]
             heapify(self._leases)
 
     def _rewrite(self, job: Job) -> None:
         self._changed()
-        self.bytes -= job.size
+        self._bytes -= job.size
         job.rewrite()
-        self.bytes += job.size
+        self._bytes += job.size
         self.jobs.touch(job)
 
     def _changed(self) -> None:
