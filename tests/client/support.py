@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from osqueue_client.models import Model
-from osqueue_client.operations import AnyOperation, Operation
+from osqueue_client.models import Model, SubmitJob
+from osqueue_client.operations import SUBMIT_JOB, AnyOperation, Operation
 from osqueue_client.transports import Transport, TransportName, open_transport
 from osqueue_client.transports.connect import ConnectTransport
 
@@ -32,6 +32,20 @@ def transport_to(name: str, url: str) -> Transport:
             return ConnectTransport(url)
         case _:
             return ConnectTransport(url, codec="json")
+
+
+@asynccontextmanager
+async def submitting(transport: Transport) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Yields what submits a job over the transport alone, without a client that would learn of the broker first."""
+
+    async def submit() -> str:
+        async with asyncio.timeout(5):
+            return (await transport.call(SUBMIT_JOB, SubmitJob())).job_id
+
+    try:
+        yield submit
+    finally:
+        await transport.aclose()
 
 
 def free_port() -> int:

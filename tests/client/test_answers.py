@@ -10,7 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from client.support import NAMES, STATS, Scripted, always, answer, free_port, replying, transport_to, until
+from client.support import (
+    NAMES,
+    STATS,
+    Scripted,
+    always,
+    answer,
+    free_port,
+    replying,
+    submitting,
+    transport_to,
+    until,
+)
 from websockets.asyncio.server import ServerConnection, serve
 
 from osqueue_client import (
@@ -41,13 +52,10 @@ def http_name(request: pytest.FixtureRequest) -> str:
 
 
 async def refusal(name: str, text: bytes) -> OsqueueError:
-    """What a submit raises when it is answered with `text`."""
-    async with (
-        replying(always(text)) as url,
-        OsqueueClient(transport=transport_to(name, url), timeout=5) as client,
-    ):
+    """What a transport raises when a submit is answered with `text`."""
+    async with replying(always(text)) as url, submitting(transport_to(name, url)) as submit:
         with pytest.raises(OsqueueError) as caught:
-            await client.submit_job("a", 1)
+            await submit()
     return caught.value
 
 
@@ -68,10 +76,10 @@ TOO_DEEP = b'{"jobId":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 async def test_answer_that_is_not_utf8_or_too_deep_is_malformed(transport_name: str, body: bytes) -> None:
     async with (
         answered(transport_name, body) as url,
-        OsqueueClient(transport=transport_to(transport_name, url), timeout=5) as client,
+        submitting(transport_to(transport_name, url)) as submit,
     ):
         with pytest.raises(OsqueueError) as caught:
-            await client.submit_job("a", 1)
+            await submit()
     assert caught.value.outcome == "unknown"
     if (transport_name, body) == ("ws", TOO_DEEP):  # it cannot be told whose answer that is
         assert isinstance(caught.value, TransportConnectionError)
@@ -122,10 +130,10 @@ async def test_refusal_over_websocket_that_cannot_be_read_is_of_unknown_outcome(
     def reply(asked: dict[str, object]) -> bytes:
         return b'{"id":%d,"ok":false,"error":%b}' % (int(str(asked["id"])), error)
 
-    async with websocket(reply) as (url, _), OsqueueClient(url, transport="ws", timeout=5) as client:
+    async with websocket(reply) as (url, _), submitting(transport_to("ws", url)) as submit:
         for _ in range(2):
             with pytest.raises(TransportConnectionError, match="no answer") as caught:
-                await client.submit_job("a", 1)
+                await submit()
             assert caught.value.outcome == "unknown"
 
 
@@ -175,11 +183,11 @@ async def websocket(
 async def test_what_is_no_answer_ends_its_connection(text: str) -> None:
     async with (
         websocket(lambda _: text) as (url, connections),
-        OsqueueClient(url, transport="ws", timeout=5) as client,
+        submitting(transport_to("ws", url)) as submit,
     ):
         for _ in range(3):
             with pytest.raises(TransportConnectionError) as caught:
-                await client.submit_job("a", 1)
+                await submit()
             assert caught.value.outcome == "unknown"
         await until(lambda: not connections)
     gc.collect()
@@ -191,10 +199,10 @@ async def test_malformed_result_is_of_unknown_outcome() -> None:
             url,
             _,
         ),
-        OsqueueClient(url, transport="ws", timeout=5) as client,
+        submitting(transport_to("ws", url)) as submit,
     ):
         with pytest.raises(BrokerProtocolError, match="answer is malformed") as caught:
-            await client.submit_job("a", 1)
+            await submit()
         assert caught.value.outcome == "unknown"
 
 
@@ -209,13 +217,11 @@ async def test_error_without_an_id_is_for_the_only_one_or_for_nobody_surely() ->
 
     async with (
         websocket(reply) as (url, _),
-        OsqueueClient(url, transport="ws", timeout=5) as client,
+        submitting(transport_to("ws", url)) as submit,
     ):
         with pytest.raises(RequestTooLargeError):
-            await client.submit_job("a", 1)
-        results = await asyncio.gather(
-            client.submit_job("a", 1), client.submit_job("a", 2), return_exceptions=True
-        )
+            await submit()
+        results = await asyncio.gather(submit(), submit(), return_exceptions=True)
     for result in results:
         assert isinstance(result, TransportConnectionError)
         assert result.outcome == "unknown"
@@ -255,7 +261,9 @@ async def test_answer_under_way_survives_that_another_call_was_sent_elsewhere() 
     ).encode()
 
     async def reply(n: int) -> bytes:
-        if n > 1:
+        if n == 1:
+            return answer(200, STATS, "application/json")
+        if n > 2:
             return answer(503, refused, "application/json")
         is_asked.set()
         await may_answer.wait()
@@ -266,7 +274,7 @@ async def test_answer_under_way_survives_that_another_call_was_sent_elsewhere() 
             slow = group.create_task(client.submit_job("a", 1))
             await is_asked.wait()
             with pytest.raises(BrokerLeadershipError):
-                await client.submit_job("a", 2)
+                await client.submit_job("a", 2, timeout=0.1)
             may_answer.set()
         assert slow.result() == "slow"
 
@@ -281,7 +289,7 @@ async def test_leader_named_by_an_https_broker_is_asked_over_https() -> None:
         opened.append(url)
         return Scripted(refuse)
 
-    async with OsqueueClient("https://queue.example.com", transport=make) as client:
+    async with OsqueueClient("https://queue.example.com", transport=make, timeout=0.01) as client:
         with pytest.raises(BrokerLeadershipError):
             await client.get_stats()
     assert opened == ["https://queue.example.com", "https://10.0.0.9:8080"]
@@ -289,7 +297,7 @@ async def test_leader_named_by_an_https_broker_is_asked_over_https() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_no_call_after_the_end(name: TransportName) -> None:
-    client = OsqueueClient(f"http://127.0.0.1:{free_port()}", transport=name, timeout=5)
+    client = OsqueueClient(f"http://127.0.0.1:{free_port()}", transport=name, timeout=0.3)
     with pytest.raises(TransportConnectionError):
         await client.get_stats()
     await client.aclose()
@@ -301,7 +309,7 @@ async def test_no_call_after_the_end(name: TransportName) -> None:
 @pytest.mark.parametrize("name", NAMES)
 async def test_password_in_the_url_is_shown_in_no_error(name: TransportName) -> None:
     async with OsqueueClient(
-        f"http://bob:hunter2@127.0.0.1:{free_port()}", transport=name, timeout=5
+        f"http://bob:hunter2@127.0.0.1:{free_port()}", transport=name, timeout=0.3
     ) as client:
         with pytest.raises(TransportConnectionError) as caught:
             await client.get_stats()
@@ -337,7 +345,7 @@ def test_url_that_cannot_be_one_is_refused_at_once_and_not_shown(url: str) -> No
 
 async def test_scheme_may_be_in_capitals() -> None:
     with pytest.raises(TransportConnectionError) as caught:
-        await OsqueueClient(f"HTTP://127.0.0.1:{free_port()}", transport="ws", timeout=5).get_stats()
+        await OsqueueClient(f"HTTP://127.0.0.1:{free_port()}", transport="ws", timeout=0.3).get_stats()
     assert caught.value.outcome == "not_applied"
 
 
@@ -369,7 +377,7 @@ async def test_proxy_of_the_environment_is_not_used(
         asked.set()
         return answer(404, b"", "text/plain")
 
-    async with replying(reply) as url, OsqueueClient(url, transport=name, timeout=5) as client:
+    async with replying(reply) as url, OsqueueClient(url, transport=name, timeout=1) as client:
         with pytest.raises(OsqueueError):
             await client.get_stats()
         assert asked.is_set()

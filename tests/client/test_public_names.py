@@ -8,8 +8,8 @@ import pytest
 
 EXPORTS = {
     "osqueue_storage": """AzureBackend CASConflictError ConditionalReader ConfigError FileBackend GCSBackend
-        MemoryBackend OsqueueError Outcome PROBE_PREFIX PROBE_WRITES S3Backend StorageBackend StorageBackendError
-        StoredObject ThrottleStats Throttled ThrottledStorageBackend open_storage probe""",
+        MemoryBackend OsqueueError Outcome PROBE_PREFIX PROBE_WRITES Remote S3Backend StorageBackend StorageBackendError
+        StoredObject ThrottleStats Throttled ThrottledStorageBackend is_remote open_storage probe""",
     "osqueue_client": """BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError DeadJob DeadJobList
         DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList JobNotFoundError JobType LeaseLostError
         OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestExpiredError

@@ -426,6 +426,6 @@ def test_job_type_without_a_name_is_refused_when_it_is_made() -> None:
 
 
 def test_repr_of_a_job_leaves_its_payload_out() -> None:
-    job = Job("1", "email:send", b'{"to":"hunter2"}', 1, SCHEMAS)
+    job = Job("1", "email:send", b'{"to":"hunter2"}', 1, "t0ken", SCHEMAS)
     assert repr(job) == "Job(id='1', type='email:send', attempt=1)"
     assert job.payload_as(SendEmail).to == "hunter2"

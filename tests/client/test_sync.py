@@ -203,7 +203,7 @@ def test_connect_is_refused_at_once_in_a_fork_of_what_has_used_it(url: str, pare
 THREADS_IN_A_FORK = """
 import os, sys, threading
 from osqueue_client import SyncOsqueueClient, TransportConnectionError
-client = SyncOsqueueClient(sys.argv[1], timeout=20)
+client = SyncOsqueueClient(sys.argv[1], timeout=0.2)
 def call(start):
     start.wait(10)
     try:

@@ -17,7 +17,7 @@ from osqueue_client.transports import TransportName
 def test_close_ends_the_calls_of_other_threads(name: TransportName) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
         client = SyncOsqueueClient(f"http://127.0.0.1:{silent.getsockname()[1]}", transport=name, timeout=50)
-        call = pool.submit(client.submit_job, "a", 1)
+        call = pool.submit(client.heartbeat, "j", "w")
         connection, _ = silent.accept()
         with connection:
             connection.recv(1)

@@ -92,7 +92,7 @@ async def test_an_authority_that_the_user_does_not_trust_is_refused_before_anyth
 ) -> None:
     async with (
         tls_proxy(authority, "127.0.0.1", server) as address,
-        OsqueueClient(transport=transport_to(name, f"https://{address}"), timeout=10) as client,
+        OsqueueClient(transport=transport_to(name, f"https://{address}"), timeout=1) as client,
     ):
         with pytest.raises(TransportConnectionError, match=r"(?i)certificate") as refused:
             await client.submit_job("t", 1)
@@ -106,7 +106,7 @@ async def test_a_certificate_for_another_host_is_refused(
 ) -> None:
     async with (
         tls_proxy(authority, "queue.example.com", server) as address,
-        OsqueueClient(transport=transport_to(name, f"https://{address}"), timeout=10) as client,
+        OsqueueClient(transport=transport_to(name, f"https://{address}"), timeout=1) as client,
     ):
         with pytest.raises(TransportConnectionError, match=r"(?i)certificate") as refused:
             await client.submit_job("t", 1)

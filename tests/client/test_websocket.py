@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable
 
 import pytest
-from client.support import STATS, always, answer, listening, replying, silent
+from client.support import STATS, always, answer, listening, replying, silent, submitting
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.protocol import State
 
@@ -18,7 +17,7 @@ from osqueue_client.operations import GET_STATS
 from osqueue_client.transports.websocket import WebSocketTransport
 
 
-async def failure(call: Coroutine[Any, Any, object]) -> TransportConnectionError:
+async def failure(call: Awaitable[object]) -> TransportConnectionError:
     with pytest.raises(TransportConnectionError) as caught:
         await call
     return caught.value
@@ -33,11 +32,11 @@ async def test_those_who_wait_for_a_connection_share_one_attempt(monkeypatch: py
         attempts += 1
         await silent(reader, writer)
 
-    async with listening(accept) as url, OsqueueClient(transport=WebSocketTransport(url)) as client:
+    async with listening(accept) as url, submitting(WebSocketTransport(url)) as submit:
         async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(failure(client.submit_job("a", n))) for n in range(6)]
+            calls = [group.create_task(failure(submit())) for _ in range(6)]
         assert attempts == 1
-        await failure(client.get_stats())  # and a failure is not kept for those who come later
+        await failure(submit())  # and a failure is not kept for those who come later
         assert attempts == 2
     assert {call.result().outcome for call in calls} == {"not_applied"}
     assert len({id(call.result()) for call in calls}) == len(calls)
@@ -81,9 +80,9 @@ async def test_redirect_is_not_followed() -> None:
             redirect = answer(302, b"", "text/plain", f"location: {location}")
             async with (
                 replying(always(redirect)) as url,
-                OsqueueClient(url, transport="ws", timeout=10) as client,
+                submitting(WebSocketTransport(url)) as submit,
             ):
-                error = await failure(client.submit_job("a", 1))
+                error = await failure(submit())
             assert "302" in error.message
             assert error.outcome == "not_applied"
     assert asked == []
@@ -98,14 +97,13 @@ async def test_each_caller_of_a_lost_connection_has_an_error_of_its_own() -> Non
     async with serve(served, "127.0.0.1", 0) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         async with (
-            OsqueueClient(f"127.0.0.1:{port}", transport="ws", timeout=10) as client,
+            submitting(WebSocketTransport(f"http://127.0.0.1:{port}")) as submit,
             asyncio.TaskGroup() as group,
         ):
-            calls = [group.create_task(failure(client.submit_job("a", n))) for n in range(4)]
-            calls.append(group.create_task(failure(client.get_stats())))
+            calls = [group.create_task(failure(submit())) for _ in range(5)]
     errors = [call.result() for call in calls]
     assert len({id(error) for error in errors}) == 5
-    assert [error.message.partition(":")[0] for error in errors] == ["submitJob"] * 4 + ["getStats"]
+    assert [error.message.partition(":")[0] for error in errors] == ["submitJob"] * 5
     assert {error.outcome for error in errors} == {"unknown"}
 
 

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
+
+from osqueue_client.models import ClaimedJob, QueueStats
 from osqueue_client.operations import OPERATIONS, SERVICE_NAME
 from osqueue_client.transports import open_transport
 
@@ -101,6 +104,8 @@ class Overridden:
         self.before: dict[str, Callable[[], Awaitable[object]]] = {}
         self.after: dict[str, Callable[[], Awaitable[object]]] = {}
         self.called: Counter[str] = Counter()
+        self.is_old = False
+        """The broker shows as one without any additions, and its answers have none."""
 
     async def call(self, operation: Any, request: Any, /) -> Any:
         self.called[operation.name] += 1
@@ -109,10 +114,22 @@ class Overridden:
         result = await self.inner.call(operation, request)
         if operation.name in self.after:
             await self.after[operation.name]()
+        if self.is_old:
+            result = without_additions(result)
         return result
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+def without_additions(answer: Any) -> Any:
+    """The answer as a broker gives it that knows neither request ids nor lease tokens."""
+    match answer:
+        case QueueStats():
+            return msgspec.structs.replace(answer, features=())
+        case ClaimedJob():
+            return msgspec.structs.replace(answer, lease_token=None)
+    return answer
 
 
 def raising(*errors: BaseException | None) -> Callable[[], Awaitable[object]]:

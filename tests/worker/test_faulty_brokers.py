@@ -275,7 +275,7 @@ async def test_report_is_given_up_when_no_lease_can_hold_any_longer(
 
     transport.before["failJob"] = unreachable
     recorded = Recorded()
-    async with OsqueueClient(transport=transport) as client:
+    async with OsqueueClient(transport=transport, timeout=0.02) as client:
         await client.submit_job("a", 1)
         async with Worker(client=client, handlers={"a": fails}, **recorded.settings()):
             await until(lambda: recorded.ends)
@@ -288,6 +288,7 @@ async def test_earlier_attempt_says_no_more_once_the_job_was_claimed_again(
 ) -> None:
     # The broker cannot tell the two apart: both are this worker's.
     monkeypatch.setattr("osqueue_worker.reports._FIRST_DELAY", 1.0)
+    transport.is_old = True
     recorded = Recorded()
     attempts: list[int | None] = []
     go = asyncio.Event()
@@ -393,3 +394,22 @@ async def test_job_that_went_while_no_report_was_sent_is_not_called_completed(
         await until(lambda: transport.called["completeJob"] == 2)
         await asyncio.wait_for(working.stop(), 10)
     assert recorded.ends == []
+
+
+async def test_stop_does_not_wait_for_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("osqueue_worker.worker._CLAIM_PATIENCE", 0.1)
+    asked = asyncio.Event()
+
+    class Away:
+        async def call(self, operation: Any, request: Any, /) -> Any:
+            asked.set()
+            raise TransportConnectionError("refused", outcome="not_applied")
+
+        async def aclose(self) -> None:
+            pass
+
+    async with OsqueueClient(transport=Away(), timeout=60) as client:
+        working = Worker(client=client, handlers={"a": print})
+        working.start()
+        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(working.stop(), 10)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from worker.support import Overridden, raising, until
 
 from osqueue_broker import BrokerServer
-from osqueue_client import OsqueueClient, OsqueueError, TransportConnectionError, TransportRequestError
+from osqueue_client import OsqueueClient, OsqueueError, QueueFullError, TransportRequestError
 from osqueue_storage import MemoryBackend
 from osqueue_worker import Worker
 from osqueue_worker.logs import ClaimLog
@@ -120,7 +120,7 @@ async def test_error_of_a_hook_names_the_hook_and_the_job(
 async def test_one_line_tells_of_all_failures_of_one_report(
     transport: Overridden, caplog: pytest.LogCaptureFixture, operation: str
 ) -> None:
-    error = TransportConnectionError(f"{operation}: cannot connect to http://a:1", outcome="not_applied")
+    error = QueueFullError(f"{operation}: too much waits at http://a:1")
     transport.before[operation] = raising(error, error, error)
 
     async def handle(payload: object) -> None:
@@ -132,13 +132,13 @@ async def test_one_line_tells_of_all_failures_of_one_report(
     [record] = about(caplog, event)
     assert transport.called[operation] >= 4
     assert job_id in record.getMessage()
-    assert "cannot connect to http://a:1" in record.getMessage()
+    assert "too much waits at http://a:1" in record.getMessage()
 
 
 async def test_broker_that_is_away_is_logged_once_with_its_address_and_once_when_it_is_back(
     transport: Overridden, caplog: pytest.LogCaptureFixture
 ) -> None:
-    error = TransportConnectionError("claimJob: cannot connect to http://a:1: refused", outcome="not_applied")
+    error = QueueFullError("claimJob: too much waits at http://a:1")
     transport.before["claimJob"] = raising(*[error] * 5)
     await run_one(transport, lambda payload: None)
     assert transport.called["claimJob"] >= 6
@@ -147,7 +147,7 @@ async def test_broker_that_is_away_is_logged_once_with_its_address_and_once_when
         "claims_work_again",
     ]
     [record] = about(caplog, "claim_failed")
-    assert "TransportConnectionError: claimJob: cannot connect to http://a:1: refused" in record.getMessage()
+    assert "QueueFullError: claimJob: too much waits at http://a:1" in record.getMessage()
 
 
 class Clock:

@@ -1,72 +1,64 @@
-"""How a call goes: it finds the broker that leads, keeps to its time limit, and tells what may have happened."""
+"""How a call goes: it is checked, sent, and repeated until an answer is clear or its time is up."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from . import models, operations
+from .chance import Chance
 from .discovery import Discovery
-from .errors import (
-    BrokerLeadershipError,
-    BrokerProtocolError,
-    ConfigError,
-    DiscoveryError,
-    OsqueueError,
-    TransportConnectionError,
-)
+from .errors import BrokerLeadershipError, BrokerProtocolError, ConfigError, OsqueueError
 from .link import Link
-from .models import Model
+from .links import Links
+from .models import Change, LeasedChange, Model
 from .operations import Operation
+from .repeats import NotAgain, TimeIsUp, Tries, may_pass
+from .session import Sessions
 from .transports import Transport, TransportFactory
-from .transports.connection_errors import shown
 from .wire_json import checked_request
 
+T = TypeVar("T")
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
+_logger: Final = logging.getLogger("osqueue.client")
+_REQUEST_IDS: Final = "requestIds"
+_SILENCE: Final = 1.0
+"""Seconds for which a call fails before the log says so: a leader that hands over is no news."""
 _CAPITAL: Final = re.compile("[A-Z]")
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """How far a call has come: what its time limit means hangs on it."""
-
-    link: Link | None = None
-    is_sent: bool = False
 
 
 class Calls:
     """The calls of one client, on one event loop, over one link at a time.
 
-    `route` is a transport of the user's, which is never dropped, or where brokers may be and what makes a transport
-    to one. `timeout`: seconds, for a call that has none of its own.
+    `timeout`: seconds, for a call that has none of its own.
     """
 
-    def __init__(self, route: Transport | tuple[Discovery, TransportFactory], timeout: float) -> None:
+    def __init__(
+        self, route: Transport | tuple[Discovery, TransportFactory], timeout: float, chance: Chance
+    ) -> None:
         self._timeout = _checked_timeout(timeout)
-        self._link: Link | None = None
-        self._discovery: Discovery | None = None
-        if isinstance(route, tuple):
-            self._discovery, self._make_transport = route
-        else:
-            self._link = Link(route, "the broker")
-        self._next_leader: str | None = None
+        self._links = Links(route)
+        self._sessions = Sessions(chance.session_id)
+        self._jitter = chance.jitter
         self._has_learnt = False
+        self._has_warned = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._opening = asyncio.Lock()
-        self._limits: set[asyncio.Timeout] = set()
-        # Owned here, ended by aclose(): to close an old connection takes none of a caller's time.
-        self._retiring: set[asyncio.Task[None]] = set()
+        # A dict for its order: in a simulation they end in the same one each time.
+        self._limits: dict[asyncio.Timeout, None] = {}
         self._is_closed = False
 
     @property
     def features(self) -> frozenset[str]:
         """What the broker adds to the old protocol; see `OsqueueClient.features`."""
-        return (self._link.features if self._link else None) or frozenset()
+        link = self._links.current
+        return (link.features if link else None) or frozenset()
 
     async def connect(self) -> None:
         """Find the broker and learn its features, and from now on those of each new one."""
@@ -75,106 +67,123 @@ class Calls:
 
     async def reconnect(self) -> None:
         """Drop the link (calls under way keep it to their end), and connect."""
-        self._require_loop()
-        self._drop(self._link)
+        self._running_loop()
+        self._links.drop(self._links.current)
         await self.connect()
 
     async def aclose(self) -> None:
         """End calls under way, and give back the link. Safe to call twice."""
-        self._require_loop()
+        loop = self._running_loop()
         self._is_closed = True
         for limit in self._limits:
             if not limit.expired():
-                limit.reschedule(asyncio.get_running_loop().time())
-        link, self._link = self._link, None
-        if link is not None:
-            self._retire(link)
-        await asyncio.gather(*self._retiring)
+                limit.reschedule(loop.time())
+        await self._links.aclose()
 
     async def call(self, operation: Operation[Req, Res], request: Req, timeout: float | None = None) -> Res:
         """Return the broker's answer; see `OsqueueClient` for what is raised."""
         request = _checked(operation, request)
         seconds = self._timeout if timeout is None else _checked_timeout(timeout)
-        self._require_loop()
-        attempt = _Attempt()
-        limit = asyncio.timeout(seconds)
+        is_change = isinstance(request, Change | LeasedChange)
+        tries = Tries(operation, is_change, self._running_loop().time(), seconds)
+        try:
+            while True:
+                try:
+                    answer = await self._ask(operation, request, tries)
+                    break
+                except TimeIsUp:
+                    failure = self._silence(tries)
+                except OsqueueError as error:
+                    failure = error
+                except NotAgain:
+                    raise tries.conclusion(self._running_loop().time()) from None
+                await self._before_next(tries, failure)
+        finally:
+            if tries.place is not None:
+                tries.place.give_back()
+        self._has_warned = False
+        return answer
+
+    async def _ask(self, operation: Operation[Req, Res], request: Req, tries: Tries) -> Res:
+        """Make one attempt. Raises `TimeIsUp`, and whatever the broker answers."""
+        clock = self._running_loop().time
+        tries.begin(clock())
+        link = tries.link = self._links.current
+        if link is None or (link.features is None and (tries.is_change or self._has_learnt)):
+            link = await self._within(tries.limit(clock()), self._ready(tries))
+        if tries.is_change:
+            request = self._numbered(request, link, tries)
+        tries.sent_at = clock()
+        return await self._within(tries.limit(tries.sent_at), link.call(operation, request))
+
+    async def _ready(self, tries: Tries) -> Link:
+        """Find a broker, and learn of it what must be known before it is asked."""
+        while True:
+            link = tries.link = await self._links.open()
+            if link.features is not None or not (tries.is_change or self._has_learnt):
+                return link
+            await link.learn()  # and look again: another may have dropped it meanwhile
+
+    def _numbered(self, request: Req, link: Link, tries: Tries) -> Req:
+        """Return a change as it is sent there: with an id, so that it may be repeated, if the broker knows ids."""
+        now = self._running_loop().time()
+        knows_ids = link.features is not None and _REQUEST_IDS in link.features
+        tries.require_may_send(knows_ids, now)
+        if not knows_ids:
+            return request
+        if tries.place is None:
+            tries.place = self._sessions.take(now)
+        request_id = tries.place.request_id(now, tries.first_sent_at(now))
+        return msgspec.structs.replace(request, request_id=request_id)
+
+    def _silence(self, tries: Tries) -> OsqueueError:
+        """Return how an attempt failed whose time was up."""
+        if self._is_closed:
+            raise tries.closed()
+        return tries.no_answer(self._running_loop().time())
+
+    async def _before_next(self, tries: Tries, failure: OsqueueError) -> None:
+        """Wait as long as is due after a failure, or raise what the caller gets."""
+        now = self._running_loop().time()
+        leader = failure.leader if isinstance(failure, BrokerLeadershipError) else None
+        if may_pass(failure):
+            # A leader that is silent for good is not asked for ever, either.
+            self._links.drop(tries.link, leader)
+        if not tries.failed(failure, now):
+            raise tries.conclusion(now)
+        named = self._links.address_of(leader) if leader else None
+        delay = tries.next_delay(named, self._jitter())
+        if now + delay >= tries.deadline:
+            raise tries.conclusion(now)
+        self._warn(tries, now)
+        try:
+            await self._within(tries.deadline, asyncio.sleep(delay))
+        except TimeIsUp:  # only closing ends it sooner
+            raise tries.closed() from failure
+
+    async def _within(self, moment: float, work: Coroutine[Any, Any, T]) -> T:
+        """Do some work, at most until then and until the client is closed. Raises `TimeIsUp`."""
+        limit = asyncio.timeout_at(moment)
         try:
             async with limit:
-                self._limits.add(limit)
-                return await self._ask(operation, request, seconds, attempt)
+                self._limits[limit] = None
+                return await work
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            # A leader that is silent for good is not asked for ever: the next call looks again.
-            self._drop(attempt.link)
-            raise TransportConnectionError(
-                f"{operation.name}: {self._why_ended(attempt, seconds)}",
-                outcome="unknown" if attempt.is_sent else "not_applied",
-            ) from error
+            raise TimeIsUp from error
         finally:
-            self._limits.discard(limit)
+            self._limits.pop(limit, None)
 
-    def _why_ended(self, attempt: _Attempt, seconds: float) -> str:
-        if self._is_closed:
-            return "the client was closed during the call"
-        if attempt.link is None:
-            return f"no broker was found within {seconds:g} s"
-        return f"no answer from {attempt.link.address} within {seconds:g} s"
+    def _warn(self, tries: Tries, now: float) -> None:
+        """Say once for all calls that they are repeated, until one has been answered."""
+        if self._has_warned or now - tries.begun_at < _SILENCE:
+            return
+        self._has_warned = True
+        left = tries.deadline - now
+        _logger.warning("%s; it is tried again for up to %.0f s", tries.failure_text, left)
 
-    async def _ask(
-        self, operation: Operation[Req, Res], request: Req, seconds: float, attempt: _Attempt
-    ) -> Res:
-        """Ask the broker; where the request surely had no effect, look for the leader again, once."""
-        try:
-            return await self._ask_once(operation, request, seconds, attempt)
-        except (BrokerLeadershipError, TransportConnectionError) as error:
-            if error.outcome != "not_applied" or self._discovery is None:
-                raise
-            return await self._ask_once(operation, request, seconds, attempt, after=error)
-
-    async def _ask_once(
-        self,
-        operation: Operation[Req, Res],
-        request: Req,
-        seconds: float,
-        attempt: _Attempt,
-        *,
-        after: Exception | None = None,
-    ) -> Res:
-        attempt.link, attempt.is_sent = None, False
-        link = attempt.link = await self._open(seconds, after)
-        try:
-            if self._has_learnt and link.features is None:
-                await link.call(operations.GET_STATS, models.Empty())
-            attempt.is_sent = True
-            return await link.call(operation, request)
-        except (BrokerLeadershipError, TransportConnectionError) as error:
-            self._drop(link, error.leader if isinstance(error, BrokerLeadershipError) else None)
-            if not attempt.is_sent:
-                error.outcome = "not_applied"
-            raise
-
-    async def _open(self, seconds: float, after: Exception | None) -> Link:
-        async with self._opening:
-            self._require_open()
-            if self._link is not None:
-                return self._link
-            # A transport of the user's is never dropped: without a link there is a discovery.
-            assert self._discovery is not None
-            leader, self._next_leader = self._next_leader, None
-            urls = (self._discovery.url_of(leader),) if leader else await self._discovery.candidates()
-            link = await self._first_that_answers(urls, seconds, after)
-            if self._is_closed:  # while it was opened
-                self._retire(link)
-            self._require_open()
-            self._link = link
-            return link
-
-    def _require_open(self) -> None:
-        if self._is_closed:
-            raise ConfigError("the client is closed", outcome="not_applied")
-
-    def _require_loop(self) -> None:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -183,44 +192,7 @@ class Calls:
                 "the client was used on another event loop: make one in each asyncio.run(), or a SyncOsqueueClient",
                 outcome="not_applied",
             )
-
-    async def _first_that_answers(self, urls: Sequence[str], seconds: float, after: Exception | None) -> Link:
-        if len(urls) == 1:
-            return self._link_to(urls[0])
-        failures = []
-        for url in urls:
-            link = self._link_to(url)
-            has_answered = False
-            try:
-                # A part of the call's time for each, so that a silent one leaves some for those after it.
-                async with asyncio.timeout(seconds / (len(urls) + 1)):
-                    await link.call(operations.GET_STATS, models.Empty())
-                has_answered = True
-                return link
-            except TimeoutError:
-                failures.append(f"{link.address} (no answer in time)")
-            except OsqueueError as error:  # another may lead
-                failures.append(f"{link.address} ({error.message})")
-            finally:
-                if not has_answered:
-                    self._retire(link)
-        raise DiscoveryError(
-            f"none of the {len(urls)} brokers leads the queue or can be reached: {', '.join(failures)}"
-        ) from after
-
-    def _link_to(self, url: str) -> Link:
-        return Link(self._make_transport(url), shown(url))
-
-    def _drop(self, link: Link | None, leader: str | None = None) -> None:
-        """Use a link no more: the next call finds another, at the `leader` where that is known."""
-        if self._discovery is not None and link is not None and link is self._link:
-            self._link, self._next_leader = None, leader
-            self._retire(link)
-
-    def _retire(self, link: Link) -> None:
-        task = asyncio.get_running_loop().create_task(link.retire(), name="osqueue-retire")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        return loop
 
 
 def _checked_timeout(timeout: float) -> float:

@@ -12,6 +12,7 @@ from osqueue_storage import StorageBackend
 
 from . import models, operations
 from .calls import Calls
+from .chance import Chance
 from .discovery import Discovery
 from .errors import TransportConfigError
 from .job import Job
@@ -37,9 +38,10 @@ class OsqueueClient:
     methods. `timeout` (seconds) bounds each call, and may be set for a single one. `ca_file` (PEM) names the
     certificate authorities to trust for https in place of the system's.
 
-    Every call raises `TransportConnectionError` when no answer came (its `outcome` tells whether the request
-    may have had an effect), `BrokerLeadershipError` when no leader could be found at the broker's word, and
-    the broker's own errors.
+    A call that meets no leader, or no answer, looks for the leader again and repeats its request until its time is
+    up. A change whose answer was lost is repeated where the broker knows request ids, which does it only once;
+    elsewhere it is not. What is raised then is the last failure, a `TransportConnectionError` for one; its `outcome`
+    tells whether any of the attempts may have had an effect. The broker's refusals are raised at once.
     """
 
     def __init__(
@@ -51,16 +53,17 @@ class OsqueueClient:
         storage: StorageBackend | None = None,
         timeout: float = 30.0,
         ca_file: CaFile | None = None,
+        _chance: Chance | None = None,
     ) -> None:
         self._schemas = PayloadSchemas(registry)
         if isinstance(transport, str) or callable(transport):
             make_transport = factory_of(transport, ca_file)
             discovery = Discovery(broker_url, storage)
             uses_tls = discovery.uses_tls
-            self._calls = Calls((discovery, make_transport), timeout)
+            self._calls = Calls((discovery, make_transport), timeout, _chance or Chance())
         else:
             uses_tls = False
-            self._calls = Calls(transport, timeout)
+            self._calls = Calls(transport, timeout, _chance or Chance())
         if ca_file is not None and not uses_tls:
             raise TransportConfigError("ca_file= is for https: give the broker's URL as https://…")
 
@@ -148,16 +151,26 @@ class OsqueueClient:
         if not claimed.job_id:
             return None
         text = None if isinstance(claimed.payload, UnsetType) else bytes(claimed.payload)
-        return Job(claimed.job_id, claimed.type or None, text, claimed.attempt, self._schemas)
+        return Job(
+            claimed.job_id, claimed.type or None, text, claimed.attempt, claimed.lease_token, self._schemas
+        )
 
-    async def heartbeat(self, job_id: str, worker_id: str, *, timeout: float | None = None) -> None:
-        """Keep a lease. Raises `LeaseLostError` or `JobNotFoundError` when it is lost: stop the work then."""
-        request = models.LeasedJob(job_id=job_id, worker_id=worker_id)
+    async def heartbeat(
+        self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Keep a lease. Raises `LeaseLostError` or `JobNotFoundError` when it is lost: stop the work then.
+
+        With the `lease_token` of the claimed `Job` it is that very lease, here as in the two calls that end it;
+        without, the one that the worker has now.
+        """
+        request = models.LeasedJob(job_id=job_id, worker_id=worker_id, lease_token=lease_token)
         await self._calls.call(operations.HEARTBEAT, request, timeout)
 
-    async def complete_job(self, job_id: str, worker_id: str, *, timeout: float | None = None) -> None:
+    async def complete_job(
+        self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
+    ) -> None:
         """End a job as done. Raises `LeaseLostError` or `JobNotFoundError` when the lease was lost."""
-        request = models.LeasedChange(job_id=job_id, worker_id=worker_id)
+        request = models.LeasedChange(job_id=job_id, worker_id=worker_id, lease_token=lease_token)
         await self._calls.call(operations.COMPLETE_JOB, request, timeout)
 
     async def fail_job(
@@ -167,6 +180,7 @@ class OsqueueClient:
         error: models.JobError | BaseException,
         *,
         retry: bool = True,
+        lease_token: str | None = None,
         timeout: float | None = None,
     ) -> None:
         """End an attempt as failed: with `retry` the job may be claimed again while attempts are left.
@@ -175,7 +189,9 @@ class OsqueueClient:
         """
         if isinstance(error, BaseException):
             error = _job_error(error)
-        request = models.FailJob(job_id=job_id, worker_id=worker_id, error=error, retry=retry)
+        request = models.FailJob(
+            job_id=job_id, worker_id=worker_id, error=error, retry=retry, lease_token=lease_token
+        )
         await self._calls.call(operations.FAIL_JOB, request, timeout)
 
     # Looking after the queue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,8 @@ from .transports import checked_url
 from .wire_json import UNREADABLE
 
 DOCUMENT_KEY: Final = "queue.json"
+_PATIENCE: Final = 10.0
+"""Seconds for one read of the document."""
 
 
 class _Document(msgspec.Struct):
@@ -60,7 +63,13 @@ class Discovery:
         if self._storage is None:
             return self._urls
         try:
-            found = await self._storage.read(DOCUMENT_KEY)
+            # All who look for the leader wait for this one read, and those who come meanwhile: it must end.
+            async with asyncio.timeout(_PATIENCE):
+                found = await self._storage.read(DOCUMENT_KEY)
+        except TimeoutError as error:
+            raise DiscoveryError(
+                f"the store was asked who leads: no answer within {_PATIENCE:g} s"
+            ) from error
         except StorageBackendError as error:
             raise DiscoveryError(f"the store was asked who leads: {error.message}") from error
         if found is None:

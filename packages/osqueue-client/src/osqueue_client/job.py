@@ -15,14 +15,15 @@ P = TypeVar("P")
 class Job:
     """A leased job. `payload_json` is its payload's JSON text as it was submitted, None when it has none.
 
-    Its repr leaves the payload out: that may hold what belongs in no log.
-    `attempt` is 1 for the first, and None when the broker does not tell.
+    Its repr leaves the payload out, which may hold what belongs in no log, and the token.
+    `attempt` is 1 for the first, and `lease_token` names this very lease; both are None when the broker does not tell.
     """
 
     id: str
     type: str | None
     payload_json: bytes | None = field(repr=False)
     attempt: int | None
+    lease_token: str | None = field(repr=False)
     _schemas: PayloadSchemas = field(repr=False, compare=False)
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
-from .models import Model, QueueStats
-from .operations import Operation
+from .models import Empty, Model, QueueStats
+from .operations import GET_STATS, Operation
+from .shared import Shared
 from .transports import Transport
 
 Req = TypeVar("Req", bound=Model)
@@ -25,6 +26,7 @@ class Link:
         self.features: frozenset[str] | None = None
         """What this very broker adds to the old protocol; None until it has told its stats."""
         self._transport = transport
+        self._learning = Shared(self._learn, "osqueue-features")
         self._calls = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -42,6 +44,13 @@ class Link:
         if isinstance(answer, QueueStats):
             self.features = frozenset(answer.features)
         return answer
+
+    async def learn(self) -> None:
+        """Ask for the stats, and so for the features: once for all who need them at a time."""
+        await self._learning.result()
+
+    async def _learn(self) -> None:
+        self.features = frozenset((await self.call(GET_STATS, Empty())).features)
 
     async def retire(self) -> None:
         """Close the transport after the last call on it. No new call is made on it."""

@@ -191,13 +191,21 @@ class SyncOsqueueClient:
         """See `OsqueueClient.claim_job`."""
         return self._run(lambda client: client.claim_job(worker_id, types, timeout=timeout))
 
-    def heartbeat(self, job_id: str, worker_id: str, *, timeout: float | None = None) -> None:
+    def heartbeat(
+        self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
+    ) -> None:
         """See `OsqueueClient.heartbeat`."""
-        self._run(lambda client: client.heartbeat(job_id, worker_id, timeout=timeout))
+        self._run(
+            lambda client: client.heartbeat(job_id, worker_id, lease_token=lease_token, timeout=timeout)
+        )
 
-    def complete_job(self, job_id: str, worker_id: str, *, timeout: float | None = None) -> None:
+    def complete_job(
+        self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
+    ) -> None:
         """See `OsqueueClient.complete_job`."""
-        self._run(lambda client: client.complete_job(job_id, worker_id, timeout=timeout))
+        self._run(
+            lambda client: client.complete_job(job_id, worker_id, lease_token=lease_token, timeout=timeout)
+        )
 
     def fail_job(
         self,
@@ -206,10 +214,15 @@ class SyncOsqueueClient:
         error: JobError | BaseException,
         *,
         retry: bool = True,
+        lease_token: str | None = None,
         timeout: float | None = None,
     ) -> None:
         """See `OsqueueClient.fail_job`."""
-        self._run(lambda client: client.fail_job(job_id, worker_id, error, retry=retry, timeout=timeout))
+        self._run(
+            lambda client: client.fail_job(
+                job_id, worker_id, error, retry=retry, lease_token=lease_token, timeout=timeout
+            )
+        )
 
     def get_stats(self, *, timeout: float | None = None) -> QueueStats:
         """See `OsqueueClient.get_stats`."""

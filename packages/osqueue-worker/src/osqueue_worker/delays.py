@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random  # noqa: TID251  # only so that workers do not ask in step
 from typing import Final
 
 LONGEST_DELAY: Final = 5.0
 
 
-def jittered(delay: float) -> float:
-    """Return 0.75 to 1.25 times the delay."""
-    return delay * random.uniform(0.75, 1.25)
+def jittered(delay: float, jitter: float) -> float:
+    """Return 0.75 to 1.25 times the delay, by a `jitter` from 0 to 1."""
+    return delay * (0.75 + jitter / 2)

@@ -40,16 +40,25 @@ class Failure:
 class Reporter:
     """Reports for one worker; `is_latest` tells whether a claim is still the worker's last one of its job."""
 
-    def __init__(self, client: OsqueueClient, worker_id: str, is_latest: Callable[[Job], bool]) -> None:
+    def __init__(
+        self,
+        client: OsqueueClient,
+        worker_id: str,
+        is_latest: Callable[[Job], bool],
+        jitter: Callable[[], float],
+    ) -> None:
         self._client = client
         self._worker_id = worker_id
         self._is_latest = is_latest
+        self._jitter = jitter
 
     async def completed(self, job: Job) -> Report:
         """Tell that a job is done."""
         # A job that is still there, leased to another, was not completed by a report that went before.
         return await self._report(
-            job, lambda: self._client.complete_job(job.id, self._worker_id), done_shows_as=(JobNotFoundError,)
+            job,
+            lambda: self._client.complete_job(job.id, self._worker_id, lease_token=job.lease_token),
+            done_shows_as=(JobNotFoundError,),
         )
 
     async def failed(self, job: Job, failure: Failure) -> Report:
@@ -58,7 +67,9 @@ class Reporter:
         described = error if has_text(error) else JobError(type=type(error).__name__, message="(unreadable)")
         return await self._report(
             job,
-            lambda: self._client.fail_job(job.id, self._worker_id, described, retry=failure.may_retry),
+            lambda: self._client.fail_job(
+                job.id, self._worker_id, described, retry=failure.may_retry, lease_token=job.lease_token
+            ),
             done_shows_as=LEASE_IS_LOST,
         )
 
@@ -100,7 +111,7 @@ class Reporter:
                     text = "is reported no more: its lease runs out"
                     log(logging.WARNING, "report_given_up", text, job=job, error=error)
                     return Report.NOT_TAKEN
-            await asyncio.sleep(jittered(delay))
+            await asyncio.sleep(jittered(delay, self._jitter()))
             delay = min(delay * 2, LONGEST_DELAY)
         log(logging.WARNING, "lease_lost", "has ended, but its lease was lost before", job=job)
         return Report.LEASE_LOST

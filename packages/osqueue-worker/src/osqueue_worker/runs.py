@@ -35,6 +35,7 @@ class Runs:
         heartbeat_interval: float,
         must_cancel: asyncio.Event,
         fail: Callable[[Exception], None],
+        jitter: Callable[[], float],
     ) -> None:
         self._client = client
         self._worker_id = worker_id
@@ -43,7 +44,7 @@ class Runs:
         self._heartbeat_interval = heartbeat_interval
         self._must_cancel = must_cancel
         self._fail = fail
-        self._reporter = Reporter(client, worker_id, self._is_latest)
+        self._reporter = Reporter(client, worker_id, self._is_latest, jitter)
         self._latest: dict[str, Job] = {}
         """The claim of each job that runs here, the last one where it was claimed twice."""
 
@@ -64,8 +65,8 @@ class Runs:
     def _is_latest(self, job: Job) -> bool:
         """Whether this worker has not claimed the same job again since.
 
-        Then the earlier lease is lost, but a broker that knows leases by the worker's id cannot say so: it would
-        take what the earlier attempt sends for the later one's.
+        Then the earlier lease is lost, but a broker that knows no lease tokens cannot say so: it would take what the
+        earlier attempt sends for the later one's. That also may be the next broker after one that gave a token.
         """
         return self._latest.get(job.id) is job
 
@@ -123,7 +124,10 @@ class Runs:
                 return
             try:
                 await self._client.heartbeat(
-                    job.id, self._worker_id, timeout=max(self._heartbeat_interval, _HEARTBEAT_PATIENCE)
+                    job.id,
+                    self._worker_id,
+                    lease_token=job.lease_token,
+                    timeout=max(self._heartbeat_interval, _HEARTBEAT_PATIENCE),
                 )
                 has_failed = False
             except LEASE_IS_LOST:

@@ -8,13 +8,14 @@ import logging
 import os
 import signal
 import socket
-import uuid
+from collections.abc import Sequence
 from enum import Enum, auto
 from types import TracebackType
 from typing import Final, Self
 
 from osqueue_client import ConfigError, Job, OsqueueClient, OsqueueError, Registry
 
+from .chance import Chance
 from .delays import LONGEST_DELAY, jittered
 from .errors import WorkerExecutionError, is_for_good, is_refusal
 from .handlers import Handlers, bind
@@ -23,6 +24,8 @@ from .logs import ClaimLog, log
 from .runs import Runs
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_CLAIM_PATIENCE: Final = 10.0
+"""Seconds for which `stop()` waits for an answer to a claim: a broker waits as long for its store."""
 _CANCEL_PATIENCE: Final = 5.0
 """Seconds from the second signal to the end of `run()`, whatever the handlers and the broker do."""
 
@@ -55,6 +58,7 @@ class Worker:
         on_job_claimed: JobHook | None = None,
         on_job_completed: JobHook | None = None,
         on_job_failed: FailureHook | None = None,
+        _chance: Chance | None = None,
     ) -> None:
         if concurrency < 1:
             raise ConfigError(f"concurrency must be at least 1, not {concurrency}")
@@ -63,7 +67,8 @@ class Worker:
         self._client = client
         self._handlers = bind(handlers, _registry_of(client))
         self._concurrency = concurrency
-        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{_short_id()}"
+        self._chance = _chance or Chance()
+        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{self._chance.short_id()}"
         self._poll_interval = poll_interval
         self._must_stop = asyncio.Event()
         self._must_cancel = asyncio.Event()
@@ -76,6 +81,7 @@ class Worker:
             heartbeat_interval=heartbeat_interval,
             must_cancel=self._must_cancel,
             fail=self._fail,
+            jitter=self._chance.jitter,
         )
         self._running = 0
         self._asking = 0
@@ -207,7 +213,10 @@ class Worker:
                 continue
             async with asyncio.TaskGroup() as group:
                 claims = [group.create_task(self._claim(jobs, claim_log)) for _ in range(min(width, free))]
-            answers = {claim.result() for claim in claims}
+                ending = group.create_task(self._end_when_stopped(claims))
+                await asyncio.wait(claims)
+                ending.cancel()
+            answers = {_Claimed.UNKNOWN if claim.cancelled() else claim.result() for claim in claims}
             width = self._concurrency if _Claimed.JOB in answers else 1
             if _Claimed.UNKNOWN in answers:
                 failures += 1
@@ -217,6 +226,13 @@ class Worker:
             if _Claimed.JOB not in answers:
                 longest = max(LONGEST_DELAY, self._poll_interval)
                 await self._pause(min(self._poll_interval * 2 ** min(failures, 8), longest))
+
+    async def _end_when_stopped(self, claims: Sequence[asyncio.Task[_Claimed]]) -> None:
+        """Wait no longer for claims that are under way than a broker needs: the client goes on looking for one."""
+        await self._must_stop.wait()
+        await asyncio.sleep(_CLAIM_PATIENCE)
+        for claim in claims:
+            claim.cancel()
 
     async def _claim(self, jobs: asyncio.TaskGroup, claim_log: ClaimLog) -> _Claimed:
         """Ask for a job and begin it, also while stopping: it is leased to this worker now.
@@ -263,7 +279,7 @@ class Worker:
     async def _pause(self, delay: float) -> None:
         """Wait about that long, or until the worker is told to stop."""
         try:
-            async with asyncio.timeout(jittered(delay)):
+            async with asyncio.timeout(jittered(delay, self._chance.jitter())):
                 await self._must_stop.wait()
         except TimeoutError:
             return
@@ -289,7 +305,3 @@ def _registry_of(client: OsqueueClient) -> Registry | None:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _short_id() -> str:
-    return uuid.uuid4().hex[:8]  # noqa: TID251  # the worker's one source of ids
