@@ -305,12 +305,31 @@ async def test_wrong_key_is_refused_with_advice(server: Azurite, call: str) -> N
         assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
+async def test_endpoint_without_the_account_is_told(server: Azurite) -> None:
+    without = server.endpoint_url.removesuffix(f"/{ACCOUNT}")
+    async with _on(replace(server, endpoint_url=without))() as backend:
+        with pytest.raises(
+            StorageBackendError, match=r"status 400\. Check endpoint_url: .* ends in /ACCOUNT$"
+        ):
+            await backend.read("key")
+
+
+async def test_400_of_azure_itself_says_nothing_of_the_endpoint(
+    stub: StubStore, backend: AzureBackend
+) -> None:
+    stub.faults.append(Fault.answer(400, code="InvalidHeaderValue", on="read"))
+    with pytest.raises(StorageBackendError, match=r"status 400 InvalidHeaderValue$"):
+        await backend.read("key")
+
+
 @pytest.mark.parametrize("call", [*CHANGES, *READS])
 async def test_dead_endpoint_is_an_error(call: str) -> None:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     async with AzureBackend("container", account=ACCOUNT, account_key=KEY, endpoint_url=url) as backend:
-        with pytest.raises(StorageBackendError, match=f"cannot .*{port}") as caught:
+        with pytest.raises(
+            StorageBackendError, match=f"cannot .*{port}.*: connection refused: check endpoint_url"
+        ) as caught:
             await (CHANGES | READS)[call](backend)
         assert caught.value.outcome == ("unknown" if call in CHANGES else "not_applied")
 
@@ -453,7 +472,8 @@ def test_module_is_imported_without_its_extra() -> None:
         ({"container": "a"}, "no name of a container"),
         ({"container": "two--hyphens"}, "no name of a container"),
         ({"container": "name\n"}, "no name of a container"),
-        ({"account": None}, "account must be"),
+        ({"account": None}, r"the storage account is missing: az://container\?account=NAME"),
+        ({"prefix": "a/../"}, "prefix must have no part"),
         ({"account": "with.dots"}, "account must be"),
         ({"account_key": "SECRET not base64"}, "account_key is not base64"),
         ({"account_key": None, "sas_token": "SECRET"}, "sas_token is not one"),

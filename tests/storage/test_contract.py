@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from storage.broken_files import FilesInPlace, FilesThatLag, UnlockedFiles
 from storage.conftest import Keep
+from storage.servers.fake_gcs import FakeGCS
+from storage.servers.process import free_ports
 from storage.stub import StubFaultInjector, StubStore
 
 from osqueue_storage import (
@@ -34,6 +36,7 @@ from osqueue_storage.contract import (
     verify_backend,
     verify_faults,
 )
+from osqueue_storage.contract import __main__ as command_line
 
 
 def memory(tmp_path: Path) -> Factory:
@@ -501,18 +504,47 @@ async def test_checks_between_processes_are_skipped_for_a_factory_that_cannot_be
     [
         ("memory:", 0, "passed   no_update_is_lost "),
         ("file:{folder}", 0, "passed   killed_writer_leaves_the_last_body_or_the_next"),
-        ("nonsense:", 1, "ConfigError: the storage URL nonsense: is not right"),
+        ("nonsense:", 2, "ConfigError: the storage URL nonsense: is not right"),
+        (
+            "gs://jobs?anonymous=true&endpoint_url=http://127.0.0.1:{dead}",
+            2,
+            "StorageBackendError: list of ",
+        ),
         ("--help", 0, "--merged PART"),
         ("", 2, "usage: python -m osqueue_storage.contract"),
         ("memory: --merged //", 0, "declared keys with '//' are not kept apart"),
     ],
 )
 def test_the_contract_on_the_command_line(url: str, status: int, told: str, tmp_path: Path) -> None:
-    arguments = url.format(folder=tmp_path / "store").split()
+    (dead,) = free_ports(1)
+    arguments = url.format(folder=tmp_path / "store", dead=dead).split()
     command = [sys.executable, "-m", "osqueue_storage.contract", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == status
     assert told in ended.stdout + ended.stderr
+
+
+def test_missing_bucket_ends_the_command_with_2(
+    fake_gcs_server: FakeGCS, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"gs://no-such-bucket?anonymous=true&endpoint_url={fake_gcs_server.endpoint_url}"
+    monkeypatch.setattr(sys, "argv", ["contract", url])
+    assert command_line.main() == 2
+    assert "Create the bucket" in capsys.readouterr().err
+
+
+def test_store_that_breaks_the_contract_ends_the_command_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Overwrites(MemoryBackend):
+        async def create(self, key: str, body: bytes) -> str:
+            await self.delete(key)
+            return await super().create(key, body)
+
+    monkeypatch.setattr(command_line, "open_storage", lambda url: Overwrites())
+    monkeypatch.setattr(sys, "argv", ["contract", "memory:"])
+    assert command_line.main() == 1
+    assert capsys.readouterr().err.startswith("ContractViolation: ")
 
 
 class ResendsWrites(S3Backend):

@@ -307,6 +307,7 @@ async def test_root_that_is_a_file_is_told_for_each_operation(tmp_path: Path) ->
             ) as caught:
                 await call
             assert caught.value.outcome == "not_applied"
+            assert "(a part of that path is a file: name another folder)" in caught.value.message
         with pytest.raises(StorageBackendError, match="cannot list"):
             [key async for key in store.list("")]
 
@@ -406,6 +407,7 @@ async def test_full_disk_changes_nothing_and_says_what_to_do(
         (errno.EROFS, "mount that file system for writing"),
         (errno.ENOTDIR, "a part of that path is a file"),
         (errno.ENOSPC, "free some space"),
+        (errno.ENOENT, "no folder can be made there"),
     ],
 )
 @pytest.mark.parametrize(("function", "after"), [("open", 0), ("open", 1), ("rename", 0)])
@@ -576,6 +578,16 @@ def test_other_platforms_are_refused(platform: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("root", ["", "a\0b"])
 def test_root_that_no_folder_can_have_is_refused(root: str) -> None:
     with pytest.raises(ConfigError, match="needs a folder"):
+        FileBackend(root)
+
+
+@pytest.mark.parametrize("root", ["/", "//", "/..", "link"])
+def test_root_folder_of_the_machine_is_refused(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/")
+    with pytest.raises(ConfigError, match="name a folder below it, for example /var/lib/osqueue"):
         FileBackend(root)
 
 

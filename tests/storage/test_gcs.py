@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from google.auth.credentials import Credentials
-from google.auth.exceptions import RefreshError
+from google.auth.exceptions import DefaultCredentialsError, RefreshError
 from storage.conftest import Keep
 from storage.servers.fake_gcs import FakeGCS
 from storage.servers.process import free_ports
@@ -548,7 +548,9 @@ async def test_failed_refresh_sends_nothing_and_may_succeed_later(stub: StubStor
     credentials = FakeCredentials()
     credentials.error = RefreshError("invalid_grant: revoked", {"id_token": "a-secret"})  # type: ignore[no-untyped-call]  # as above
     async with _backend(stub, credentials=credentials) as backend:
-        with pytest.raises(StorageBackendError, match=r"no access token: invalid_grant: revoked\.") as caught:
+        with pytest.raises(
+            StorageBackendError, match=r"no access token: invalid_grant: revoked\. Check the credentials that"
+        ) as caught:
             await backend.create("key", b"")
         assert caught.value.outcome == "not_applied"
         assert "a-secret" not in "".join(traceback.format_exception(caught.value))
@@ -618,12 +620,33 @@ async def test_application_default_credentials_are_found(
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("content", [None, "no JSON", "{}"])
+async def test_credentials_file_that_cannot_be_used_is_what_to_check(
+    stub: StubStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    file = tmp_path / "key.json"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    async with _backend(stub, anonymous=False) as backend:
+        with pytest.raises(
+            StorageBackendError, match=r"(?s)key\.json.*Check the file that GOOGLE_APPLICATION_CREDENTIALS"
+        ) as caught:
+            await backend.read("key")
+    assert ".. " not in caught.value.message
+    assert "Set GOOGLE_APPLICATION_CREDENTIALS" not in caught.value.message
+
+
 async def test_missing_credentials_say_what_to_do(
     stub: StubStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
+    def nothing_found(scopes: object) -> None:
+        raise DefaultCredentialsError("There are none.")  # type: ignore[no-untyped-call]  # as above
+
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setattr("google.auth.default", nothing_found)
     async with _backend(stub, anonymous=False) as backend:
-        with pytest.raises(StorageBackendError, match=r"missing\.json.*Set GOOGLE_APPLICATION_CREDENTIALS"):
+        with pytest.raises(StorageBackendError, match=r"are none\. Set GOOGLE_APPLICATION_CREDENTIALS"):
             await backend.read("key")
 
 
@@ -640,6 +663,24 @@ async def test_proxy_of_the_environment_is_used(stub: StubStore, monkeypatch: py
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     async with _backend(stub) as backend:
         assert await backend.read("key") is not None
+
+
+@pytest.mark.parametrize("call", [*CHANGES, *READS])
+async def test_dead_endpoint_says_what_to_check(call: str) -> None:
+    (port,) = free_ports(1)
+    async with GCSBackend("bucket", endpoint_url=f"http://127.0.0.1:{port}", anonymous=True) as backend:
+        with pytest.raises(
+            StorageBackendError,
+            match=f"{port}: connection refused: check endpoint_url, and that the store runs$",
+        ) as caught:
+            await (CHANGES | READS)[call](backend)
+        assert caught.value.outcome == ("unknown" if call in CHANGES else "not_applied")
+
+
+async def test_missing_bucket_is_told_in_whole_sentences(server: FakeGCS) -> None:
+    async with GCSBackend("no-such-bucket", endpoint_url=server.endpoint_url, anonymous=True) as backend:
+        with pytest.raises(StorageBackendError, match=r"[a-zA-Z]\. Create the bucket, or correct its name"):
+            await backend.create("key", b"")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2", "[::1]"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from osqueue_storage import ConfigError, FileBackend, mounts
+from osqueue_storage import ConfigError, FileBackend, mounts, open_storage
 from osqueue_storage.mounts import Mount, mount_of, network_mount_of
 
 SERVER = r"""
@@ -93,6 +94,8 @@ def test_folder_on_a_network_file_system_is_refused_unless_it_is_allowed(
             FileBackend(root)
         assert f"{root} is on a network file system (nfs4 at {share})" in caught.value.message
         assert f"FileBackend({str(root)!r}, allow_network_filesystem=True)" in caught.value.message
+        url = re.findall(r"the URL (file:\S+\?network=allow)", caught.value.message)
+        assert repr(open_storage(*url)) == f"FileBackend({str(root)!r})"
     assert os.listdir(share) == []
     FileBackend(tmp_path / "local")
     FileBackend(share, allow_network_filesystem=True)

@@ -730,8 +730,22 @@ async def test_credentials_come_from_a_profile(stub: StubStore, tmp_path: Path) 
         await store.read("key")
     assert "Credential=FROMPROFILE/" in stub.requests[0].headers["authorization"]
     async with S3Backend(stub.bucket, endpoint_url=stub.endpoint_url, profile="none") as store:
-        with pytest.raises(StorageBackendError, match=r"profile \(none\) could not be found"):
+        with pytest.raises(
+            StorageBackendError, match=r"profile \(none\) could not be found\. Correct the option"
+        ):
             await store.read("key")
+
+
+async def test_half_of_the_credentials_is_told_with_a_mend(
+    stub: StubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "A")
+    async with S3Backend(stub.bucket, endpoint_url=stub.endpoint_url) as store:
+        with pytest.raises(
+            StorageBackendError, match=r"missing: AWS_SECRET_ACCESS_KEY\. Give both of "
+        ) as caught:
+            await store.read("key")
+    assert caught.value.outcome == "not_applied"
 
 
 async def test_missing_credentials_are_told_with_a_mend(stub: StubStore) -> None:
@@ -947,6 +961,21 @@ async def test_close_ends_a_renewal_and_who_waits_for_it(stub: StubStore, role: 
     [
         {"bucket": ""},
         {"bucket": "a/b"},
+        {"bucket": "a/b", "endpoint_url": "http://host"},
+        {"bucket": "..", "endpoint_url": "http://host"},
+        {"bucket": ".jobs", "endpoint_url": "http://host"},
+        {"bucket": "jo", "endpoint_url": "http://host"},
+        {"bucket": "a" * 256, "endpoint_url": "http://host"},
+        {"bucket": "Jobs"},
+        {"bucket": "jobs_x"},
+        {"bucket": "jo"},
+        {"bucket": "a" * 64},
+        {"bucket": "jobs-"},
+        {"bucket": "jobs\n"},
+        {"bucket": "jobs..x"},
+        {"bucket": "192.168.5.4"},
+        {"prefix": "team/../"},
+        {"prefix": "\ud800"},
         {"region": "eu west"},
         {"endpoint_url": "127.0.0.1:9000"},
         {"endpoint_url": "ftp://host"},
@@ -969,6 +998,24 @@ def test_argument_that_cannot_be_right_is_refused(arguments: dict[str, Any]) -> 
     with pytest.raises(ConfigError) as caught:
         S3Backend(**({"bucket": BUCKET} | arguments))
     assert SECRET not in told(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bucket": "abc"},
+        {"bucket": "my.jobs-2.example"},
+        {"bucket": "1.2.3"},
+        {"bucket": "a" * 63},
+        {"bucket": "arn:aws:s3:eu-central-1:123456789012:accesspoint/jobs"},
+        {"bucket": "Jobs_of_2010", "addressing": "path"},
+        {"bucket": "Jobs_x", "endpoint_url": "http://host"},
+        {"bucket": "a" * 255, "endpoint_url": "http://host"},
+    ],
+    ids=str,
+)
+def test_bucket_may_have_any_name_that_its_store_allows(arguments: dict[str, Any]) -> None:
+    assert repr(S3Backend(**arguments)).startswith(f"S3Backend('{arguments['bucket']}'")
 
 
 def test_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,11 @@ def test_a_limit_that_cannot_be_is_refused(limits: dict[str, float]) -> None:
         ThrottledStorageBackend(MemoryBackend(), **limits)  # type: ignore[arg-type]  # wrong on purpose
 
 
+def test_daily_budget_alone_is_told_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match="writes_per_day needs writes_per_minute"):
+        ThrottledStorageBackend(MemoryBackend(), writes_per_day=5)
+
+
 def test_what_the_store_can_do_passes_through_and_the_spacing_follows_from_the_limit() -> None:
     class Small(MemoryBackend):
         min_write_interval = 1.0

@@ -68,7 +68,10 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 async def told_by_a_program(site: Site, environment: dict[str, str]) -> str:
     """Write and read from a program of its own: what is trusted is settled when a library is imported."""
-    url = URLS[site.stub.dialect].format(site.stub.endpoint_url)
+    return await told_of(URLS[site.stub.dialect].format(site.stub.endpoint_url), environment)
+
+
+async def told_of(url: str, environment: dict[str, str]) -> str:
     async with asyncio.timeout(30):
         program = await asyncio.create_subprocess_exec(
             sys.executable, "-c", PROGRAM, url, env=os.environ | KEYS | environment,
@@ -87,5 +90,22 @@ async def test_unknown_authority_is_refused_before_anything_is_sent(site: Site) 
     told = await told_by_a_program(site, {})
     assert told.startswith("not_applied ")
     assert "no TLS connection that can be trusted" in told
+    assert "CERTIFICATE_VERIFY_FAILED" in told
     assert f"set {BUNDLE[site.stub.dialect]}" in told
     assert site.stub.requests == []
+
+
+@pytest.mark.parametrize("dialect", get_args(DialectName))
+async def test_https_to_a_store_that_speaks_http_is_told_as_that(dialect: DialectName) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")  # what most servers make of a TLS handshake
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        told = await told_of(URLS[dialect].format(f"https://127.0.0.1:{port}"), {})
+    assert told.startswith("not_applied ")
+    assert "write http:// in endpoint_url" in told
+    assert "certificate" not in told

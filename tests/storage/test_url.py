@@ -44,7 +44,7 @@ def test_file_url_opens_a_file_backend(url: str, path: str) -> None:
         ("", "begins with none of memory:, file:"),
         ("./data", "begins with none of"),
         ("redis://localhost", "begins with none of"),
-        ("memory:?delay=1", "an option other than latency"),
+        ("memory:?delay=1", "the option 'delay', and takes only latency"),
         ("memory:?latency=1&latency=2", "an option twice"),
         ("memory:?latency=fast", "latency must be 0 or more seconds"),
         ("memory:?latency=", "latency must be 0 or more seconds"),
@@ -62,8 +62,8 @@ def test_file_url_opens_a_file_backend(url: str, path: str) -> None:
         ("memory://here", "names no place"),
         ("memory:here", "names no place"),
         ("file:", "has no path"),
-        ("file:?x=1", "an option other than network"),
-        ("file:./data?x=1", "an option other than network"),
+        ("file:?x=1", "the option 'x', and takes only network"),
+        ("file:./data?x=1", "the option 'x', and takes only network"),
         ("file:./data?network=maybe", "network must be allow"),
         ("file:./data#1", "a # is written as %23"),
         ("file://data", "a relative path follows file: at once"),
@@ -72,14 +72,14 @@ def test_file_url_opens_a_file_backend(url: str, path: str) -> None:
         ("s3:///prefix", "the name of a bucket or container"),
         ("s3://host:9000/bucket", "a server is given as endpoint_url"),
         ("s3://key:x@bucket", "credentials come from the environment"),
-        ("s3://bucket?access_key_id=x", "an option other than region"),
+        ("s3://bucket?region=r&access_key_id=x", "the option 'access_key_id', and takes only region, "),
         ("s3://bucket?region=", "region must be more than nothing"),
         ("s3://bucket?addressing=both", "addressing must be auto or path or virtual"),
         ("s3://bucket?quoted_if_match=1", "quoted_if_match must be true or false"),
         ("s3://bucket?timeout=-1", "timeout must be 0 or more seconds"),
         ("gs://", "the name of a bucket or container"),
         ("gs://bucket?anonymous=yes", "anonymous must be true or false"),
-        ("az://container?account_key=x", "an option other than account"),
+        ("az://container?account_key=x", "the option 'account_key', and takes only account, "),
     ],
 )
 def test_bad_url_is_refused_with_the_right_forms(url: str, reason: str) -> None:
@@ -108,6 +108,8 @@ def test_bad_url_is_refused_with_the_right_forms(url: str, reason: str) -> None:
         "redis://host#SECRET",
         "memory:?latency=SECRET",
         "memory:?token=SECRET",
+        "memory:?SECRET",
+        "memory:?user:SECRET=x@host",
         "file:./data?token=SECRET",
         "file:./data#SECRET",
         "file://user:SECRET@host/data",
@@ -156,6 +158,17 @@ def test_redacted_url_keeps_what_helps() -> None:
 async def test_url_opens_the_backend_of_its_scheme(url: str, shown: str) -> None:
     async with open_storage(url) as storage:
         assert repr(storage) == shown
+
+
+@pytest.mark.parametrize("place", ["s3://jobs", "gs://jobs", "az://jobs"])
+@pytest.mark.parametrize("prefix", ["..", "../x", "a/../b", "%2E%2E/x", ".", "a/./b"])
+def test_prefix_that_would_leave_the_bucket_is_refused(place: str, prefix: str) -> None:
+    with pytest.raises(ConfigError, match=r"prefix must have no part \. or \.\."):
+        open_storage(f"{place}/{prefix}?{'account=acct' if place.startswith('az') else ''}")
+
+
+def test_dots_within_a_part_of_a_prefix_are_no_such_part() -> None:
+    assert "prefix='v1..2/.team/...'" in repr(S3Backend("jobs", prefix="v1..2/.team/..."))
 
 
 async def test_options_are_the_arguments_of_the_backend() -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
-from .azure_auth import Request, Signer, TokenCredential, chosen_signer, variable
+from .azure_auth import Request, Signer, TokenCredential, chosen_signer
 from .backend import StoredObject
-from .endpoints import checked_endpoint, is_loopback
+from .endpoints import checked_endpoint, checked_prefix, is_loopback
+from .environment import variable
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
 from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
@@ -34,6 +35,8 @@ _REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 411, 412, 413})
 """Statuses by which Azure says that it did nothing, and never will."""
 
 _ADVICE: Final[Mapping[str, str]] = {
+    "400": "Check endpoint_url: where the host's name does not begin with the account, as Azurite's, it ends in"
+    " /ACCOUNT",
     "401": "Check the credentials and the clock of this machine",
     "403": "Check account_key or sas_token, and the clock of this machine; an identity of Entra ID needs the role"
     " Storage Blob Data Contributor",
@@ -88,15 +91,19 @@ class AzureBackend:
             )
         checked_interval(min_write_interval)
         account = account or variable("AZURE_STORAGE_ACCOUNT")
-        if account is None or not _ACCOUNT.fullmatch(account):
+        if account is None:
             raise ConfigError(
-                f"account must be 3 to 24 of a-z and 0-9, not {account!r}: give the name of the storage account, or"
-                " set AZURE_STORAGE_ACCOUNT"
+                f"the storage account is missing: az://{container}?account=NAME in a URL, account in Python, or"
+                " AZURE_STORAGE_ACCOUNT in the environment"
+            )
+        if not _ACCOUNT.fullmatch(account):
+            raise ConfigError(
+                f"account must be a storage account's name, 3 to 24 of a-z and 0-9, not {account!r}"
             )
         self.min_write_interval = min_write_interval
         self.slowest_write_interval: float = min_write_interval
         self._container = container
-        self._prefix = prefix
+        self._prefix = checked_prefix(prefix)
         self._endpoint_url = checked_endpoint(
             endpoint_url or f"https://{account}.blob.core.windows.net",
             example="https://ACCOUNT.blob.core.windows.net, or for Azurite like"
@@ -272,5 +279,8 @@ def _failure(answer: Answer, doing: str, outcome: Outcome) -> StorageBackendErro
     if answer.status in _REFUSALS and answer.code:
         outcome = "not_applied"
     told = f"{doing}: status {answer.status} {answer.code}".rstrip()
-    advice = _ADVICE.get(answer.code) or _ADVICE.get(str(answer.status))
+    status = (
+        "" if answer.status == 400 and answer.code else str(answer.status)
+    )  # with a code it reached Azure
+    advice = _ADVICE.get(answer.code) or _ADVICE.get(status)
     return StorageBackendError(f"{told}. {advice}" if advice else told, outcome=outcome)

@@ -7,13 +7,13 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from .endpoints import keeps_secrets
+from .environment import variable
 from .errors import ConfigError, StorageBackendError
 from .extras import is_installed, missing_extra
 
@@ -240,12 +240,6 @@ def _default_credential() -> TokenCredential:
     from azure.identity.aio import DefaultAzureCredential
 
     return DefaultAzureCredential()
-
-
-def variable(name: str) -> str | None:
-    """Return a variable of the environment, or None if it is not set or empty."""
-    # The platform's credentials: these are the names that the tools of Azure read.
-    return os.environ.get(name) or None  # noqa: TID251
 
 
 def _seconds_left(token: AccessToken | None) -> float:

@@ -12,7 +12,7 @@ from yarl import URL
 
 from .azure_auth import Request, Signer
 from .errors import Outcome, StorageBackendError
-from .http_once import PIECE, NotSent, OnceClient, TooLate, pieces
+from .http_once import PIECE, NotSent, OnceClient, TooLate, Unreached, pieces
 from .patience import seconds_for
 
 API_VERSION: Final = "2023-11-03"
@@ -80,7 +80,7 @@ class AzureConnection:
             )
         except NotSent as error:
             raise StorageBackendError(f"{doing}: {error}", outcome="not_applied") from error
-        except TooLate as error:
+        except (TooLate, Unreached) as error:
             raise StorageBackendError(f"{doing}: {error}", outcome=outcome) from (None if secret else error)
         except (aiohttp.ClientError, OSError) as error:
             # Some of these errors repeat the URL, and with it a SAS token; some keep the headers of the request;

@@ -1,4 +1,4 @@
-"""Where a store is: one rule for the `endpoint_url` of every backend."""
+"""Where a store is, and where in it: one rule for `endpoint_url` and `prefix` of every remote backend."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def checked_endpoint(url: str, *, example: str) -> str:
     if not is_place(url) or "?" in url:
         raise ConfigError(f"endpoint_url must look like {example}, without user, password, query and #")
     return url.rstrip("/")
+
+
+def checked_prefix(prefix: str) -> str:
+    """Return what is put before each key, as it is. Raises `ConfigError` if no store could take it."""
+    try:
+        prefix.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("prefix must be Unicode text") from None
+    if not {".", ".."}.isdisjoint(prefix.split("/")[:-1]):
+        # Proxies, libraries and stores take such parts out of a path, and with them the bucket's name.
+        raise ConfigError(f"prefix must have no part . or .., as {prefix!r} has")
+    return prefix
 
 
 def is_place(url: str, *, may_have_user: bool = False) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 from .backend import StoredObject
 from .disk import changed_at, content, locked, make_folder, sweep_temporary_files, sync_folder, temporary_file
@@ -23,6 +24,7 @@ _PLATFORMS: Final = ("linux", "darwin")
 _NOT_ALLOWED: Final = (
     "give the user that runs this process the right to write in that folder, or name another one"
 )
+_A_FILE: Final = "a part of that path is a file: name another folder"
 _NO_SPACE: Final = "free some space, or name a folder on another disk"
 _ADVICE: Final[Mapping[int, str]] = {
     errno.EACCES: _NOT_ALLOWED,
@@ -31,10 +33,12 @@ _ADVICE: Final[Mapping[int, str]] = {
     errno.ENOSPC: _NO_SPACE,
     errno.EDQUOT: _NO_SPACE,
     errno.EFBIG: "the file would be larger than this process, or the file system, may make one",
-    errno.ENOTDIR: "a part of that path is a file: name another folder",
+    errno.ENOTDIR: _A_FILE,
+    errno.EEXIST: _A_FILE,
+    errno.ENOENT: "no folder can be made there, or it was deleted meanwhile: name another one",
 }
 
-_NOTHING_DONE: Final = frozenset(_ADVICE) | {errno.ENOENT, errno.EISDIR}
+_NOTHING_DONE: Final = frozenset(_ADVICE) | {errno.EISDIR}
 """With these a rename or a delete was refused before it began; after any other error nobody can tell."""
 
 
@@ -47,14 +51,14 @@ class FileBackend:
     take no lock. A version is the SHA-256 of the content. The folder must only be written to through this class.
 
     A write whose caller gives up is not interrupted: it lands or not, and `aclose` waits for it. A write that
-    cannot have the lock within 5 s fails. An instance may be used on both sides of a fork, and by one event loop
+    cannot have the lock within 2 s fails. An instance may be used on both sides of a fork, and by one event loop
     after another.
 
     The folder must be on a local file system: over NFS, SMB and their like the lock may not hold between
     machines, and two brokers may both believe that they lead. One on a network file system is refused (Linux
     only; on macOS it is not noticed) unless `allow_network_filesystem` says that one machine alone uses it.
 
-    Raises `ConfigError` for that, on other systems than Linux and macOS, and for an empty path.
+    Raises `ConfigError` for that, on other systems than Linux and macOS, for an empty path, and for `/`.
     """
 
     min_write_interval: float = 0.0
@@ -69,6 +73,10 @@ class FileBackend:
         if not os.fspath(root) or "\0" in os.fspath(root):
             raise ConfigError("FileBackend needs a folder, for example FileBackend('./data')")
         self._root = Path(root).absolute()
+        if os.path.realpath(self._root) == os.sep:
+            raise ConfigError(
+                "the root folder / is not for a queue: name a folder below it, for example /var/lib/osqueue"
+            )
         if not allow_network_filesystem:
             _refuse_network(self._root)
         self._threads = DiskThreads(repr(self))
@@ -262,7 +270,8 @@ def _hash(body: bytes) -> str:
 
 def _failure(action: str, path: Path, error: OSError, outcome: Outcome) -> StorageBackendError:
     what = f"cannot {action} {path}: {error.strerror or error}"
-    if action != "read" and (advice := _ADVICE.get(error.errno or 0)):
+    advice = _ADVICE.get(error.errno or 0)
+    if advice and (action != "read" or advice == _A_FILE):  # the rest is about writing
         what += f" ({advice})"
     return StorageBackendError(what, outcome=outcome)
 
@@ -272,5 +281,6 @@ def _refuse_network(root: Path) -> None:
         raise ConfigError(
             f"{root} is on a network file system ({mount.type} at {mount.point}), where the lock of one machine may "
             "not hold on another, and jobs could be lost: name a folder on a local disk, or use an object store. "
-            f"If one machine alone uses it: FileBackend({str(root)!r}, allow_network_filesystem=True)"
+            f"If one machine alone uses it: the URL file:{quote(str(root))}?network=allow, or "
+            f"FileBackend({str(root)!r}, allow_network_filesystem=True)"
         )

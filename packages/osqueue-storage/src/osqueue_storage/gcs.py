@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote
 
 from .backend import StoredObject
-from .endpoints import checked_endpoint, is_loopback, keeps_secrets
+from .endpoints import checked_endpoint, checked_prefix, is_loopback, keeps_secrets
 from .errors import CASConflictError, ConfigError, Outcome, StorageBackendError
 from .extras import FirstUse, is_installed, missing_extra
 from .patience import DEFAULT_TIMEOUT, checked_interval, checked_timeout
@@ -38,8 +38,8 @@ _TOO_FAST: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 _ADVICE: Final = {
     401: "The next request takes a new access token",
     403: "Grant the role roles/storage.objectUser on the bucket",
-    404: "Is there such a bucket?",
-    405: "Is the endpoint one of the JSON API of Google Cloud Storage?",
+    404: "Create the bucket, or correct its name or endpoint_url",
+    405: "Check endpoint_url: it must speak the JSON API of Google Cloud Storage",
     429: "GCS takes about one write a second to one object",
 }
 
@@ -82,10 +82,6 @@ class GCSBackend:
     ) -> None:
         if not _BUCKET.fullmatch(bucket):
             raise ConfigError(f"{bucket!r} is no name of a bucket: give the name alone, as in my-bucket")
-        try:
-            prefix.encode()
-        except UnicodeEncodeError:
-            raise ConfigError("prefix must be Unicode text") from None
         checked_interval(min_write_interval)
         if anonymous and credentials is not None:
             raise ConfigError("GCSBackend takes credentials or anonymous=True, not both")
@@ -96,7 +92,7 @@ class GCSBackend:
         if not (anonymous or keeps_secrets(self._endpoint_url)):
             raise ConfigError("an access token must not travel over http: use https, or anonymous=True")
         self._bucket = bucket
-        self._prefix = prefix
+        self._prefix = checked_prefix(prefix)
         proxy, timeout = proxy_for(self._endpoint_url), checked_timeout(timeout)
         if not is_installed("aiohttp") or not (anonymous or is_installed("google.auth", "requests")):
             raise missing_extra("GCSBackend", "gcs")
@@ -284,7 +280,8 @@ def _stored(answer: Response, doing: str) -> StoredObject:
     length = answer.headers.get("x-goog-stored-content-length")
     if not _GENERATION.fullmatch(generation):
         raise StorageBackendError(
-            f"{doing}: the answer says no generation. Is this Google Cloud Storage?", outcome="not_applied"
+            f"{doing}: the answer says no generation, as Google Cloud Storage does: check endpoint_url",
+            outcome="not_applied",
         )
     if length is not None and length != str(len(answer.body)):
         raise StorageBackendError(
@@ -321,7 +318,7 @@ def _failure(answer: Response, doing: str, unclear: Outcome) -> StorageBackendEr
     is_too_fast = error is not None and error.reason in _TOO_FAST
     parts = (
         f"{doing}: status {answer.status}",
-        told[:300],
+        told[:300].rstrip(". "),
         _ADVICE.get(429 if is_too_fast else answer.status),
     )
     # What is no error of the JSON API comes from something on the way, which knows nothing of the object.

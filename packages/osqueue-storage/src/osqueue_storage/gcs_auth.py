@@ -15,6 +15,7 @@ import google.auth
 from google.auth.credentials import Credentials, TokenState, with_scopes_if_required
 from google.auth.transport.requests import Request
 
+from .environment import variable
 from .errors import StorageBackendError
 
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -31,6 +32,7 @@ class Tokens:
 
     def __init__(self, credentials: Credentials | None) -> None:
         self._credentials = credentials
+        self._are_given = credentials is not None
         self._refused = ""
         self._refresh: Future[Exception | None] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="osqueue-gcs-token")
@@ -81,10 +83,19 @@ class Tokens:
             # Its other arguments and its cause may hold what a token server answered: they are not shown.
             reason = str(error.args[0]) if error.args else type(error).__name__
             raise StorageBackendError(
-                f"the Google credentials gave no access token: {reason[:300]}. Set GOOGLE_APPLICATION_CREDENTIALS,"
-                " or run `gcloud auth application-default login`, or give GCSBackend credentials of google.auth",
+                f"the Google credentials gave no access token: {reason[:300].rstrip('. ')}. {self._advice()}",
                 outcome="not_applied",
             )
+
+    def _advice(self) -> str:
+        if self._are_given:
+            return "Check the credentials that GCSBackend was given"
+        if variable("GOOGLE_APPLICATION_CREDENTIALS"):
+            return "Check the file that GOOGLE_APPLICATION_CREDENTIALS names, and what it is about"
+        return (
+            "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`, or give GCSBackend "
+            "credentials of google.auth"
+        )
 
     def _get_new(self) -> Exception | None:
         """Get a token: blocks, in the thread. An error is returned: there may be nobody to raise it for."""

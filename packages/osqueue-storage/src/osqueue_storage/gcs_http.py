@@ -11,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from .errors import Outcome, StorageBackendError
-from .http_once import PIECE, NotSent, OnceClient, Response, TooLate, pieces
+from .http_once import PIECE, NotSent, OnceClient, Response, TooLate, Unreached, pieces
 from .patience import seconds_for
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class GCSConnection:
         except aiohttp.InvalidURL as error:
             # Nothing but a proxy's URL can be that wrong here, and that may hold a password.
             reason, cause = type(error).__name__, None
-        except (TooLate, aiohttp.ClientError, OSError) as error:
+        except (TooLate, Unreached, aiohttp.ClientError, OSError) as error:
             reason, cause = str(error) or type(error).__name__, error
         raise StorageBackendError(f"{doing}: {reason}", outcome=outcome) from cause
 

@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from .patience import CONNECT_TIMEOUT, seconds_for
+from .unreached import why_not_reached, why_not_trusted
 
 PIECE: Final = 256 * 1024
 """Bytes of a body that are sent before other tasks get a turn."""
@@ -24,6 +25,10 @@ _LARGE: Final = 1024 * 1024
 
 class TooLate(Exception):
     """The answer did not come in time."""
+
+
+class Unreached(Exception):
+    """There is no connection."""
 
 
 class NotSent(Exception):
@@ -63,7 +68,7 @@ class OnceClient:
         """Send one request, follow no redirect, and return the whole answer.
 
         `seconds`: for the request and the head of the answer; its body has as long again as its size allows.
-        Raises `NotSent`, `TooLate`, and what aiohttp raises.
+        Raises `NotSent`, `TooLate`, `Unreached`, and what aiohttp raises.
         """
         limit = asyncio.timeout(seconds)
         try:
@@ -79,12 +84,13 @@ class OnceClient:
         except TimeoutError as error:
             if limit.expired():
                 raise TooLate(f"no answer within {seconds:g} s") from error
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise Unreached(why_not_reached(error)) from None
             raise
         except aiohttp.ClientSSLError as error:  # that of a handshake
-            raise NotSent(
-                f"no TLS connection that can be trusted ({error.strerror or type(error).__name__}). For a certificate "
-                "authority of your own set SSL_CERT_FILE"
-            ) from error
+            raise NotSent(why_not_trusted(error, "SSL_CERT_FILE")) from error
+        except aiohttp.ClientConnectorError as error:
+            raise Unreached(why_not_reached(error)) from error.os_error
 
     async def aclose(self) -> None:
         """Close the connections. Safe to call twice, and while a request waits for its access token."""

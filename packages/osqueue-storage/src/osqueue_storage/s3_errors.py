@@ -8,6 +8,7 @@ from typing import Final
 from botocore import exceptions  # type: ignore[import-untyped]
 
 from .errors import Outcome, StorageBackendError
+from .unreached import why_not_trusted
 
 OPERATIONS: Final = frozenset({"GetObject", "PutObject", "DeleteObject", "ListObjectsV2"})
 
@@ -69,6 +70,7 @@ _MENDS: Final[Mapping[str, str]] = {
     "Unauthorized": _CREDENTIALS,
 }
 _HINTS: Final[Mapping[str, str]] = {
+    "ConnectTimeoutError": ": check endpoint_url, and that the store runs",
     "EndpointConnectionError": ": check endpoint_url, and that the store runs",
     "InvalidProxiesConfigError": ": check HTTPS_PROXY and HTTP_PROXY",
     "ProxyConnectionError": ": check HTTPS_PROXY and HTTP_PROXY",
@@ -107,11 +109,8 @@ def failure(what: str, error: Exception, outcome: Outcome) -> StorageBackendErro
     if isinstance(error, exceptions.ClientError) and error.operation_name in OPERATIONS:
         return _answered(what, error, outcome)
     if isinstance(error, exceptions.SSLError):  # that of a handshake: nothing was sent after it
-        return StorageBackendError(
-            f"{what}: not sent: no TLS connection that can be trusted. For a certificate authority of your own set "
-            "AWS_CA_BUNDLE",
-            outcome="not_applied",
-        )
+        why = why_not_trusted(error.kwargs["error"], "AWS_CA_BUNDLE")
+        return StorageBackendError(f"{what}: not sent: {why}", outcome="not_applied")
     if isinstance(error, (exceptions.ClientError, *NOT_SENT)):
         return StorageBackendError(f"{what}: not sent: {refusal(error)}", outcome="not_applied")
     name = type(error).__name__
@@ -133,11 +132,21 @@ def refusal(error: Exception) -> str:
             "there are no credentials: give access_key_id and secret_access_key, or a source of the AWS chain, "
             "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
         )
-    if isinstance(error, exceptions.PartialCredentialsError | exceptions.ProfileNotFound):
-        return str(error)  # these name a setting, and quote no value
+    # These two name a setting, and quote no value.
+    if isinstance(error, exceptions.PartialCredentialsError):
+        return f"{_sentence(error)}. Give both of access_key_id and secret_access_key in the same place, or neither"
+    if isinstance(error, exceptions.ProfileNotFound):
+        return (
+            f"{_sentence(error)}. Correct the option profile or AWS_PROFILE, or add the profile to ~/.aws/config "
+            "(`aws configure list-profiles` shows what is there)"
+        )
     if isinstance(error, UnicodeEncodeError):
         return "the key is no text that can be written as UTF-8"
     return f"the credentials or settings of AWS cannot be used ({name})"
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).rstrip(". ")
 
 
 def _answered(what: str, error: exceptions.ClientError, outcome: Outcome) -> StorageBackendError:

@@ -8,12 +8,23 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from .endpoints import checked_prefix
 from .errors import ConfigError
 from .patience import checked_timeout
 
 Addressing = Literal["auto", "path", "virtual"]
 
 GIB: Final = 1024**3
+
+_AMAZON_BUCKET: Final = re.compile(r"(?!.*\.\.|\d+(\.\d+){3}$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, for general purpose buckets."""
+
+_ANY_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+"""What other stores allow at the most: Ceph with rgw_relaxed_s3_bucket_names
+(docs.ceph.com/en/latest/radosgw/s3/bucketops), MinIO for buckets of old; and Amazon before 2018, by path only."""
+
+_ARN: Final = re.compile(r"arn:[A-Za-z0-9:/._-]+")
+"""Of an access point, which stands in a bucket's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +97,8 @@ class S3Settings:
     session_token: str | None = field(repr=False)
 
     def __post_init__(self) -> None:
-        # An access point's ARN stands in a bucket's place.
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}|arn:[A-Za-z0-9:/._-]+", self.bucket):
-            raise ConfigError(
-                "an S3 bucket is named by letters, digits, dots, dashes and underscores, "
-                f"not {self.bucket!r}; what follows a / is the prefix"
-            )
+        self._check_bucket()
+        checked_prefix(self.prefix)
         if self.region is not None and not re.fullmatch(r"[A-Za-z0-9-]+", self.region):
             raise ConfigError(f"region must be a name like eu-central-1, not {self.region!r}")
         if self.addressing not in ("auto", "path", "virtual"):
@@ -103,6 +110,19 @@ class S3Settings:
     def place(self) -> str:
         """The store as it is named in errors."""
         return self.endpoint_url or "Amazon S3"
+
+    def _check_bucket(self) -> None:
+        if self.endpoint_url is None and self.addressing != "path":
+            if not _AMAZON_BUCKET.fullmatch(self.bucket) and not _ARN.fullmatch(self.bucket):
+                raise ConfigError(
+                    "a bucket of Amazon S3 is named by 3 to 63 of a-z, 0-9, dots and dashes, with a letter or digit "
+                    f"at both ends, not {self.bucket!r}; one of before 2018 needs addressing=path"
+                )
+        elif not _ANY_BUCKET.fullmatch(self.bucket) and not _ARN.fullmatch(self.bucket):
+            raise ConfigError(
+                "an S3 bucket is named by 3 to 255 letters, digits, dots, dashes and underscores, a letter or digit "
+                f"first, not {self.bucket!r}; what follows a / is the prefix"
+            )
 
     def _check_credentials(self) -> None:
         if bool(self.access_key_id) != bool(self.secret_access_key):

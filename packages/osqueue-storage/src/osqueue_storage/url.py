@@ -61,7 +61,7 @@ def open_storage(url: str) -> StorageBackend:
         form = scheme.form
         if parts.fragment:
             raise ValueError("a # is written as %23")
-        return scheme.open(parts, _options(parts.query, scheme.options))
+        return scheme.open(parts, _options(parts.query, scheme.options, hides_names="@" in url))
     except ValueError as error:
         raise ConfigError(
             f"the storage URL {_printable(redacted(url))} is not right: {error}. Write {form}"
@@ -90,12 +90,13 @@ def _split(url: str) -> SplitResult:
         raise ValueError("it cannot be taken apart") from None
 
 
-def _options(query: str, known: Mapping[str, Parse]) -> dict[str, object]:
+def _options(query: str, known: Mapping[str, Parse], *, hides_names: bool) -> dict[str, object]:
     pairs = parse_qsl(query, keep_blank_values=True)
-    if not dict(pairs).keys() <= known.keys():
-        raise ValueError(
-            f"it has an option other than {', '.join(known)}" if known else "it takes no options"
-        )
+    for name, text in pairs:
+        if name not in known:
+            # What has no value may be one itself; and after an @ nobody can tell what is a name.
+            shown = f"the option {name[:40]!r}" if text and not hides_names else "an option"
+            raise ValueError(f"it has {shown}, and takes only {', '.join(known)}")
     if len(dict(pairs)) < len(pairs):
         raise ValueError("it has an option twice")
     options = {}

@@ -7,7 +7,7 @@ import asyncio
 import sys
 from functools import partial
 
-from ..errors import OsqueueError
+from ..errors import ConfigError, OsqueueError, StorageBackendError
 from ..memory import MemoryBackend
 from ..url import open_storage
 from .report import verify_backend
@@ -15,14 +15,30 @@ from .steps import Factory
 
 
 def main() -> int:
-    """Run the contract on a storage URL; return the exit status."""
+    """Run the contract on a storage URL; return the exit status: 2 where it was never tried."""
     options = _parser().parse_args()
     try:
-        print(asyncio.run(verify_backend(_factory(options.url), merged=options.merged)))
+        factory = _factory(options.url)
+        asyncio.run(_reach(factory))
+    except (ConfigError, StorageBackendError) as error:
+        return _failed(error, 2)
+    try:
+        print(asyncio.run(verify_backend(factory, merged=options.merged)))
     except OsqueueError as error:
-        print(f"{error.tag}: {error.message}", file=sys.stderr)
-        return 1
+        return _failed(error, 1)
     return 0
+
+
+async def _reach(factory: Factory) -> None:
+    """Ask for something that only a store gives that is there, and has the bucket."""
+    async with factory() as storage:
+        async for _ in storage.list("contract/missing"):
+            pass
+
+
+def _failed(error: OsqueueError, status: int) -> int:
+    print(f"{error.tag}: {error.message}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
