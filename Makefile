@@ -7,7 +7,7 @@ SOURCES = $(PACKAGES:%=%/src)
 PROTO = packages/osqueue-client
 GENERATED = src/osqueue_client/_generated
 
-.PHONY: setup check format lint types layers generated test test-ceph bench bench-storage generate pins
+.PHONY: setup check format lint types layers generated test test-ceph simulate bench bench-storage generate pins
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,12 @@ test:
 # The same suite on Ceph RGW, from the Debian packages that tests/storage/servers/ceph.py names.
 test-ceph:
 	OSQUEUE_TEST_CEPH=1 $(BIN)/python -m pytest tests/storage/test_ceph.py
+
+# make simulate SEEDS=10000 FIRST=0; make simulate REPLAY=17 tells the whole history of one seed.
+SEEDS ?= 1000
+FIRST ?= 0
+simulate:
+	PYTHONPATH=tests $(BIN)/python -m simulation $(if $(REPLAY),--replay $(REPLAY),--seeds $(SEEDS) --first $(FIRST))
 
 bench:
 	$(BIN)/python benchmarks/bench.py

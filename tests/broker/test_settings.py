@@ -77,6 +77,13 @@ def test_a_write_that_is_held_back_and_then_not_answered_must_not_cost_it_either
         BrokerSettings(storage_timeout=3.4).check_against(store)
 
 
+def test_a_request_must_be_able_to_wait_for_its_turn_to_write() -> None:
+    store = ThrottledStorageBackend(MemoryBackend(), writes_per_minute=20)
+    BrokerSettings(request_timeout=3.1).check_against(store)
+    with pytest.raises(ConfigError, match="request_timeout is 3 s"):
+        BrokerSettings(request_timeout=3.0).check_against(store)
+
+
 def test_reads_must_be_allowed_as_often_as_a_standby_needs_them() -> None:
     BrokerSettings().check_against(ThrottledStorageBackend(MemoryBackend(), reads_per_minute=20))
     with pytest.raises(ConfigError, match="Allow more reads"):

@@ -83,6 +83,11 @@ class BrokerSettings:
             f"({self.broker_heartbeat_timeout:g} s) together, or one write that the store does not answer costs the "
             "leadership. Lower storage_timeout, raise the timeout, or allow more writes",
         )
+        _require(
+            self.request_timeout > spacing,
+            f"request_timeout is {self.request_timeout:g} s, but a request may have to wait for {spacing:g} s until the "
+            "store may be written again. Raise it, or allow more writes",
+        )
         reading = self.slowest_read(storage)
         _require(
             reading <= self.broker_heartbeat_interval,

@@ -1,0 +1,333 @@
+"""Deliberate defects, each of which the simulator must find: what is not in this table it may not see.
+
+A mutant is one replacement in a copy of the packages. It is killed when one of its first `seeds` seeds shows a
+violation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+PACKAGES: Final = ("osqueue-storage", "osqueue-client", "osqueue-broker", "osqueue-worker")
+BROKER: Final = "osqueue-broker/src/osqueue_broker"
+CLIENT: Final = "osqueue-client/src/osqueue_client"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One defect: in `file`, `old` stands exactly once and is replaced by `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    seeds: int
+
+
+MUTANTS: Final = (
+    Mutant(
+        "acknowledge before the commit",
+        f"{BROKER}/commit_loop.py",
+        "        superseded_by = await self._write(broker=leader)\n"
+        "        has_landed = superseded_by is None or superseded_by.holds_ours\n"
+        "        if has_landed:\n"
+        "            self._inbox.answer(applied.answers)\n",
+        "        self._inbox.answer(applied.answers)\n"
+        "        superseded_by = await self._write(broker=leader)\n"
+        "        has_landed = superseded_by is None or superseded_by.holds_ours\n",
+        25,
+    ),
+    Mutant(
+        "retry a conflict blindly",
+        f"{BROKER}/document_writer.py",
+        "            end = await self._resolve(body, commit, expected_version)\n            if end is None:\n",
+        "            found = await self.read()\n"
+        "            if found is not None:\n"
+        "                return Landed(await self._storage.write(self._key, body, found.version))\n"
+        "            end = await self._resolve(body, commit, expected_version)\n            if end is None:\n",
+        25,
+    ),
+    Mutant(
+        "go on over a foreign epoch",
+        f"{BROKER}/commit_loop.py",
+        "        end: Term | StoredObject = found\n",
+        "        old = self._term\n"
+        "        end: Term | StoredObject = Term(old.state, old.header, found.version, old.sent_at, old.body)\n",
+        25,
+    ),
+    Mutant(
+        "depose the one who deposed us",
+        f"{BROKER}/commit_loop.py",
+        "            if header.broker != self._candidate.address or self._is_succeeded_by(header):\n",
+        "            if False:\n",
+        50,
+    ),
+    Mutant(
+        "believe that a write without an answer has not landed",
+        f"{BROKER}/document_writer.py",
+        "        if found.body == body:\n            return Landed(found.version)\n",
+        "        if found.body == body:\n            return Superseded(found, False)\n",
+        25,
+    ),
+    Mutant(
+        "skip the re-read after a timeout, and give the write up",
+        f"{BROKER}/document_writer.py",
+        "            return None  # unresolved: the same bytes on the same version once more\n",
+        "            return Superseded(found, False)\n",
+        200,
+    ),
+    Mutant(
+        "take a superseded write for lost, whatever the terms before tell",
+        f"{BROKER}/queue/terms.py",
+        "        return any(term.epoch == commit.epoch and term.seq >= commit.seq for term in self.previous_terms)\n",
+        "        return False\n",
+        300,
+    ),
+    Mutant(
+        "take a superseded write for landed",
+        f"{BROKER}/commit_loop.py",
+        "        has_landed = superseded_by is None or superseded_by.holds_ours\n",
+        "        has_landed = True\n",
+        50,
+    ),
+    Mutant(
+        "trust an equal commitId alone",
+        f"{BROKER}/document_writer.py",
+        "        if found.body == body:\n",
+        "        if found.body == body or (stamp := read_header(found.body).stamp) and (\n"
+        "            stamp.commit_id == commit.commit_id\n"
+        "        ):\n",
+        200,
+    ),
+    Mutant(
+        "heartbeat without token check",
+        f"{BROKER}/queue/apply.py",
+        "    state.heartbeat(_leased(state, request), now)\n",
+        "    state.heartbeat(\n"
+        "        _leased(state, models.LeasedJob(job_id=request.job_id, worker_id=request.worker_id)), now\n"
+        "    )\n",
+        100,
+    ),
+    Mutant(
+        "complete without token check",
+        f"{BROKER}/queue/apply.py",
+        "    state.complete(_leased(state, request))\n",
+        "    state.complete(_leased(state, models.LeasedJob(job_id=request.job_id, worker_id=request.worker_id)))\n",
+        100,
+    ),
+    Mutant(
+        "keep a token across a foreign claim",
+        f"{BROKER}/queue/job.py",
+        "    is_its_own = lease.worker_id == known.worker_id and lease.attempts == known.attempts\n",
+        "    is_its_own = True\n",
+        100,
+    ),
+    Mutant(
+        "drop the old leases at takeover",
+        f"{BROKER}/leadership.py",
+        "        bury_exhausted(state, now)\n",
+        "        for job in [job for job in state.jobs if job.status == 'in_progress']:\n"
+        "            state.release(job)\n"
+        "        bury_exhausted(state, now)\n",
+        25,
+    ),
+    Mutant(
+        "expire leases right after a takeover",
+        f"{BROKER}/commit_loop.py",
+        "        self._served = 0.0\n        self._longest_step",
+        "        self._served = 0.9 * settings.heartbeat_timeout\n        self._longest_step",
+        100,
+    ),
+    Mutant(
+        "expire leases right after a pause",
+        f"{BROKER}/commit_loop.py",
+        "        self._served += min(at - self._seen_at, self._longest_step)\n",
+        "        self._served += at - self._seen_at\n",
+        100,
+    ),
+    Mutant(
+        "reuse a sequence number",
+        f"{BROKER}/queue/terms.py",
+        "        stamp = Stamp(self.stamp.epoch, self.stamp.seq + 1, commit_id)\n",
+        "        stamp = Stamp(self.stamp.epoch, self.stamp.seq, commit_id)\n",
+        25,
+    ),
+    Mutant(
+        "begin a term in the old epoch",
+        f"{BROKER}/queue/terms.py",
+        "        stamp = Stamp(old.epoch + 1, old.seq + 1, commit_id) if old else Stamp(1, 1, commit_id)\n",
+        "        stamp = Stamp(old.epoch, old.seq + 1, commit_id) if old else Stamp(1, 1, commit_id)\n",
+        25,
+    ),
+    Mutant(
+        "answer what changes nothing however old the last commit is",
+        f"{BROKER}/commit_loop.py",
+        "        superseded_by = await self._write(broker=leader)\n        has_landed",
+        "        if not applied.has_changed:\n"
+        "            self._inbox.answer(applied.answers)\n"
+        "            applied = type(applied)([], False)\n"
+        "        superseded_by = await self._write(broker=leader)\n        has_landed",
+        200,
+    ),
+    Mutant(
+        "make a deleted document anew",
+        f"{BROKER}/document_writer.py",
+        "            return None if expected_version is None else Gone()\n",
+        "            return Landed(await self._storage.create(self._key, body))\n",
+        50,
+    ),
+    Mutant(
+        "forget answers that are still waited for",
+        f"{CLIENT}/session.py",
+        "number=self.number, lowest=session.lowest,",
+        "number=self.number, lowest=self.number,",
+        50,
+    ),
+    Mutant(
+        "drop the session of a client that waits",
+        f"{BROKER}/queue/sessions.py",
+        "KEPT_FOR: Final = 120.0",
+        "KEPT_FOR: Final = 2.0",
+        100,
+    ),
+    Mutant(
+        "depose a leader that is merely unreachable",
+        f"{BROKER}/watching.py",
+        "        self.refusals = self.refusals + 1 if reached is Reached.REFUSED else 0\n",
+        "        self.refusals = self.refusals + 1 if reached is not Reached.YES else 0\n",
+        200,
+    ),
+    Mutant(
+        "depose a leader without waiting",
+        f"{BROKER}/watching.py",
+        "        return self.silent_for >= self.patience\n",
+        "        return self.silent_for >= 0.5 * self.patience\n",
+        25,
+    ),
+    Mutant(
+        "forget what was answered to requests with an id",
+        f"{BROKER}/queue/once.py",
+        "        sessions.remember(session, id.number, _remembered(id.number, answer))\n",
+        "        pass\n",
+        25,
+    ),
+    Mutant(
+        "forget the sessions at takeover",
+        f"{BROKER}/queue/document.py",
+        "            state.sessions.load(session, now.served)\n",
+        "            pass\n",
+        100,
+    ),
+    Mutant(
+        "run a request that its client no longer waits for",
+        f"{BROKER}/queue/once.py",
+        "        if id.number < session.lowest:\n",
+        "        if False:\n",
+        100,
+    ),
+    Mutant(
+        "give each repeat a new number",
+        f"{CLIENT}/calls.py",
+        "        if tries.place is None:\n",
+        "        if True:\n",
+        25,
+    ),
+    Mutant(
+        "repeat to a broker that would do it again",
+        f"{CLIENT}/calls.py",
+        "        if not knows_ids:\n            return request\n",
+        "        return request\n",
+        25,
+    ),
+    Mutant(
+        "count a claim that nobody heard of",
+        f"{BROKER}/queue/state.py",
+        "        job.attempts -= 1\n        self.release(job)\n",
+        "        self.release(job)\n",
+        100,
+    ),
+    Mutant(
+        "take back whatever lease the job has now",
+        f"{BROKER}/queue/apply.py",
+        "    job = state.running(request.job_id, request.lease_token)\n",
+        "    job = state.jobs.get(request.job_id)\n"
+        "    job = job if job is not None and job.status == IN_PROGRESS else None\n",
+        300,
+    ),
+    Mutant(
+        "take back at once a lease that may be asked for again",
+        f"{BROKER}/queue/apply.py",
+        "UNCONFIRMED_TIMEOUT if request.may_be_repeated else 0.0",
+        "0.0",
+        100,
+    ),
+    Mutant(
+        "tell of an unclear change that it was not applied",
+        f"{BROKER}/inbox.py",
+        'StorageBackendError("the store has not confirmed the change", outcome="unknown")',
+        'StorageBackendError("the store has not confirmed the change", outcome="not_applied")',
+        100,
+    ),
+    Mutant(
+        "claim the youngest of several types",
+        f"{BROKER}/queue/state.py",
+        "job.position < oldest.position",
+        "job.position > oldest.position",
+        25,
+    ),
+    Mutant(
+        "try a job once more than allowed",
+        f"{BROKER}/queue/state.py",
+        "        return max(limit - job.attempts, 0)\n",
+        "        return max(limit + 1 - job.attempts, 0)\n",
+        50,
+    ),
+)
+
+
+def kill(mutant: Mutant, folder: Path) -> tuple[bool, str]:
+    """Run a mutant in a copy of the packages made in `folder`; return whether it was killed, and what was printed."""
+    copies = _mutated(mutant, folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "simulation", "--seeds", str(mutant.seeds), "--processes", "1",
+         "--stop-at-first", "--show", "1"],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((*copies, str(ROOT / "tests"))),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{mutant.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1, done.stdout
+
+
+def _mutated(mutant: Mutant, folder: Path) -> list[str]:
+    """Copy the packages with the defect in; return the folders for the path."""
+    copies = []
+    for package in PACKAGES:
+        source = ROOT / "packages" / package / "src"
+        if not mutant.file.startswith(f"{package}/"):
+            copies.append(str(source))
+            continue
+        copy = folder / package / "src"
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".mypy_cache"))
+        copies.append(str(copy))
+    path = folder / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        raise ValueError(
+            f"{mutant.name}: its old text stands {text.count(mutant.old)} times in {mutant.file}"
+        )
+    path.write_text(text.replace(mutant.old, mutant.new))
+    return copies
