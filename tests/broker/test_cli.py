@@ -30,6 +30,7 @@ def test_without_options_it_serves_a_file_in_the_current_folder_to_this_machine(
         "reads_per_minute": None, "writes_per_minute": None, "writes_per_day": None, "storage_probe": True,
         "standby": False, "log_level": "info", "heartbeat_timeout": 30.0, "max_attempts": 3,
         "broker_heartbeat_interval": 3.0, "broker_heartbeat_timeout": 10.0, "group_commit_interval": 0.0,
+        "request_timeout": 10.0,
     }  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def test_each_option_has_its_environment_variable() -> None:
         OSQUEUE_WRITES_PER_MINUTE="60", OSQUEUE_WRITES_PER_DAY="5000", OSQUEUE_STORAGE_PROBE="no",
         OSQUEUE_STANDBY="yes", OSQUEUE_LOG_LEVEL="WARNING", OSQUEUE_HEARTBEAT_TIMEOUT="60",
         OSQUEUE_MAX_ATTEMPTS="5", OSQUEUE_BROKER_HEARTBEAT_INTERVAL="6", OSQUEUE_BROKER_HEARTBEAT_TIMEOUT="20",
-        OSQUEUE_GROUP_COMMIT_INTERVAL="0.5",
+        OSQUEUE_GROUP_COMMIT_INTERVAL="0.5", OSQUEUE_REQUEST_TIMEOUT="30",
     )  # fmt: skip
     assert given == {
         "storage": "memory:", "host": "::1", "port": 0, "advertise": "a:1",
@@ -48,6 +49,7 @@ def test_each_option_has_its_environment_variable() -> None:
         "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "standby": True,
         "log_level": "warning", "heartbeat_timeout": 60.0, "max_attempts": 5, "broker_heartbeat_interval": 6.0,
         "broker_heartbeat_timeout": 20.0, "group_commit_interval": 0.5,
+        "request_timeout": 30.0,
     }  # fmt: skip
     assert set(given) == set(options())
 

@@ -111,8 +111,9 @@ async def test_a_broker_starts_and_keeps_leading_on_two_writes_a_minute(
         MemoryBackend(), writes_per_minute=2, writes_per_day=writes_per_day, clock=ThrottleClock()
     )
     settings = BrokerSettings(
-        broker_heartbeat_interval=20, broker_heartbeat_timeout=100, storage_timeout=1, probe_storage=probe
-    )
+        broker_heartbeat_interval=20, broker_heartbeat_timeout=100, storage_timeout=1, request_timeout=40,
+        probe_storage=probe,
+    )  # fmt: skip
     settings.check_against(store)
     service = QueueService(store, "us:1", fake_clock())
     broker = Broker(service, store, "us:1", settings=settings, clock=fake_clock(), has_bound=True)

@@ -138,8 +138,8 @@ async def test_a_mounted_broker_says_where_it_is_in_its_life() -> None:
 
 
 REMOTE = {
-    "s3": (lambda: S3Backend("b"), True),
-    "s3 here": (lambda: S3Backend("b", endpoint_url="http://127.0.0.1:9000"), False),
+    "s3": (lambda: S3Backend("bucket"), True),
+    "s3 here": (lambda: S3Backend("bucket", endpoint_url="http://127.0.0.1:9000"), False),
     "gcs": (lambda: GCSBackend("bucket"), True),
     "gcs here": (lambda: GCSBackend("bucket", endpoint_url="http://localhost:4443", anonymous=True), False),
     "azure": (lambda: AzureBackend("c1c", account="account", sas_token="sig=x"), True),
@@ -151,7 +151,7 @@ REMOTE = {
     ),
     "memory": (MemoryBackend, False),
     "file": (lambda: FileBackend("/nowhere"), False),
-    "throttled s3": (lambda: ThrottledStorageBackend(S3Backend("b"), writes_per_minute=60), True),
+    "throttled s3": (lambda: ThrottledStorageBackend(S3Backend("bucket"), writes_per_minute=60), True),
     "throttled memory": (lambda: ThrottledStorageBackend(MemoryBackend(), writes_per_minute=60), False),
 }
 

@@ -1,15 +1,49 @@
-"""The storage URLs that the drills run on: in a folder, and on the real servers."""
+"""The stores that the drills run on, in a folder and on the real servers; and what a run has shown, at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from drills.quickstart import copy_examples
+from drills.stores import FolderBehindLink, KilledSeaweedFS, StoppableStore, killed_seaweedfs
 from drills.urls import azure_url, gcs_url, s3_url
 from storage.servers.azurite import Azurite
 from storage.servers.fake_gcs import FakeGCS
-from storage.servers.seaweedfs import SeaweedFS
+from storage.servers.seaweedfs import ACCESS_KEY_ID, SECRET_ACCESS_KEY, SeaweedFS
+
+SHOWN = "what the drills have shown"
+
+
+@pytest.fixture
+def tell(
+    record_property: Callable[[str, object], None], request: pytest.FixtureRequest
+) -> Callable[[str], None]:
+    """Print a line of figures, and again in the summary of the run."""
+
+    def note(line: str) -> None:
+        line = f"{request.node.callspec.id}: {line}"
+        print(line)
+        record_property(SHOWN, line)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the lines of figures, those of drills that failed, too."""
+    lines = [
+        str(value)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == SHOWN
+    ]
+    if lines:
+        terminalreporter.section(SHOWN)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture
@@ -47,3 +81,23 @@ def storage_url(request: pytest.FixtureRequest) -> str:
     """The URL of a queue that is not there yet, on the store that a test's parameter names."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture
+def seaweedfs_stoppable(credentials: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KilledSeaweedFS]:
+    with killed_seaweedfs(tmp_path) as store:
+        credentials.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
+        credentials.setenv("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
+        yield store
+
+
+@pytest.fixture
+def file_stoppable(tmp_path: Path) -> FolderBehindLink:
+    return FolderBehindLink(tmp_path)
+
+
+@pytest.fixture
+def stoppable_store(request: pytest.FixtureRequest) -> StoppableStore:
+    """A store that a test stops and starts, the one that its parameter names."""
+    store: StoppableStore = request.getfixturevalue(f"{request.param}_stoppable")
+    return store

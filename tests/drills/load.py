@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from osqueue_client import (
     BrokerLeadershipError,
@@ -15,25 +16,61 @@ from osqueue_client import (
     JobError,
     JobNotFoundError,
     OsqueueClient,
+    QueueStats,
     StorageBackendError,
+    Transport,
     TransportConnectionError,
 )
+from osqueue_client.models import Model
+from osqueue_client.operations import Operation
+from osqueue_client.transports import open_transport
 from osqueue_storage import StorageBackend
 
 SUBMITTERS, WORKERS = 6, 12
 BURIED = 25
 """Every so many-th job fails for good."""
 
+Req = TypeVar("Req", bound=Model)
+Res = TypeVar("Res", bound=Model)
+
 Disturbances = (TransportConnectionError, StorageBackendError, BrokerLeadershipError)
 """What a caller must expect of a broker, or of its store, that is killed. Anything else fails the drill."""
 
 
-class Ledger:
-    """What the callers were told. Jobs are numbered in their payload: one number for each submit."""
+class Submits:
+    """The submits that were acknowledged. Jobs are numbered in their payload: one number for each submit."""
 
     def __init__(self) -> None:
         self.submitted: dict[int, str] = {}
         """The id with which each submit was acknowledged."""
+        self.count = 0
+        """Submits that were begun."""
+        self.news = asyncio.Event()
+
+    def take_number(self) -> int:
+        self.count += 1
+        return self.count - 1
+
+    def note_submit(self, number: int, job_id: str) -> None:
+        self.submitted[number] = job_id
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake those who wait for a submit, or for the end."""
+        self.news.set()
+        self.news = asyncio.Event()
+
+    async def next_submit(self) -> None:
+        """Return when one more submit has been acknowledged."""
+        async with asyncio.timeout(30):
+            await self.news.wait()
+
+
+class Ledger(Submits):
+    """What the callers were told."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.unclear: set[int] = set()
         """Submits of which nobody knows: the job may be there."""
         self.refused: set[int] = set()
@@ -46,15 +83,6 @@ class Ledger:
         self.can_call = asyncio.Event()
         """Set while there is a broker to call."""
         self.is_over = False
-        self.news = asyncio.Event()
-        self._numbers = itertools.count()
-
-    def next_number(self) -> int:
-        return next(self._numbers)
-
-    def note_submit(self, number: int, job_id: str) -> None:
-        self.submitted[number] = job_id
-        self.tell()
 
     def note_failed_submit(self, number: int, outcome: str | None) -> None:
         (self.refused if outcome == "not_applied" else self.unclear).add(number)
@@ -64,16 +92,6 @@ class Ledger:
         assert job.id not in self.claimed, f"job {number} was given out again: {self._told(job.id)}"
         self.claimed[job.id] = number
         return number
-
-    def tell(self) -> None:
-        """Wake those who wait for a submit, or for the end."""
-        self.news.set()
-        self.news = asyncio.Event()
-
-    async def next_submit(self) -> None:
-        """Return when one more submit has been acknowledged."""
-        async with asyncio.timeout(30):
-            await self.news.wait()
 
     def check(self, document: dict[str, Any]) -> None:
         """Fail if the queue has lost, doubled, or given back a job against what its callers were told."""
@@ -111,11 +129,32 @@ class Ledger:
         return "its end was acknowledged" if ended else "it is being worked on"
 
 
+class WithoutIds:
+    """A transport to a broker that seems to know no request ids: what got no answer is not sent again."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
+        answer = await self._transport.call(operation, request)
+        return msgspec.structs.replace(answer, features=()) if isinstance(answer, QueueStats) else answer
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
 @asynccontextmanager
 async def load_on(url: str) -> AsyncIterator[Ledger]:
-    """Submit and work while the context is open; at its end, finish what was claimed."""
+    """Submit and work, without request ids, while the context is open; at its end, finish what was claimed."""
     ledger = Ledger()
-    async with OsqueueClient(url, transport="rest", timeout=10) as client, asyncio.TaskGroup() as group:
+
+    def open_without_ids(url: str) -> Transport:
+        return WithoutIds(open_transport("rest", url))
+
+    async with (
+        OsqueueClient(url, transport=open_without_ids, timeout=10) as client,
+        asyncio.TaskGroup() as group,
+    ):
         for _ in range(SUBMITTERS):
             group.create_task(_submit(client, ledger))
         for number in range(WORKERS):
@@ -136,7 +175,7 @@ async def document_in(storage: StorageBackend) -> dict[str, Any]:
 async def _submit(client: OsqueueClient, ledger: Ledger) -> None:
     while not ledger.is_over:
         await ledger.can_call.wait()
-        number = ledger.next_number()
+        number = ledger.take_number()
         try:
             ledger.note_submit(number, await client.submit_job(None, {"number": number}))
         except Disturbances as error:

@@ -1,27 +1,26 @@
 """Brokers and stores that are killed under load: what was acknowledged stays, and nothing ended comes back.
 
+The callers send no request ids, and so each is told of each kill: what of that is true is looked up in the end.
+
 The moments are random. With its seed a run is repeated as well as a machine repeats itself: `DRILL_SEED=1234`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import signal
 import time
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from drills.chance import seeded
 from drills.load import document_in, load_on
 from drills.programs import running
-from drills.urls import s3_url
+from drills.stores import KilledSeaweedFS
 from storage.servers.process import free_ports
-from storage.servers.s3_bucket import BUCKET, make_bucket
-from storage.servers.seaweedfs import ACCESS_KEY_ID, SECRET_ACCESS_KEY, SeaweedFS, seaweedfs
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_storage import open_storage, probe
@@ -30,12 +29,6 @@ KILLS = 20
 STORE_KILLS = 4
 LONGEST_LIFE = 0.3
 """Seconds for which a broker, or a store, serves at most from the first answer to its end."""
-
-
-def seeded() -> random.Random:
-    seed = int(os.environ.get("DRILL_SEED") or random.randrange(2**32))
-    print(f"DRILL_SEED={seed}")
-    return random.Random(seed)
 
 
 @pytest.mark.timeout(180)
@@ -82,23 +75,12 @@ async def test_broker_that_is_killed_under_load_loses_nothing_acknowledged(
 
 @pytest.mark.timeout(120)
 async def test_broker_outlives_the_kills_of_its_store_and_resumes_by_itself(
-    credentials: pytest.MonkeyPatch, tmp_path: Path
+    seaweedfs_stoppable: KilledSeaweedFS,
 ) -> None:
     chance = seeded()
-    credentials.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY_ID)
-    credentials.setenv("AWS_SECRET_ACCESS_KEY", SECRET_ACCESS_KEY)
-    (port,) = free_ports(1)
     settings = BrokerSettings(request_timeout=1, probe_storage=False)  # it is probed below
     async with AsyncExitStack() as stack:
-        store = ExitStack()
-        stack.push_async_callback(lambda: asyncio.to_thread(store.close))
-
-        async def start() -> SeaweedFS:
-            return await asyncio.to_thread(lambda: store.enter_context(seaweedfs(tmp_path, port=port)))
-
-        server = await start()
-        await asyncio.to_thread(make_bucket, server, BUCKET)
-        storage = await stack.enter_async_context(open_storage(s3_url(server.endpoint_url)))
+        storage = await stack.enter_async_context(open_storage(seaweedfs_stoppable.url))
         await probe(storage)  # the first writes of a new server take longer than the broker waits here
         broker = await stack.enter_async_context(BrokerServer(storage=storage, port=0, settings=settings))
         url = f"http://{broker.address}"
@@ -108,12 +90,12 @@ async def test_broker_outlives_the_kills_of_its_store_and_resumes_by_itself(
             for _ in range(STORE_KILLS):
                 await ledger.next_submit()
                 await asyncio.sleep(chance.uniform(0, LONGEST_LIFE))
-                await asyncio.to_thread(store.close)  # SIGKILL, for all its processes
-                number = ledger.next_number()
+                await seaweedfs_stoppable.stop()
+                number = ledger.take_number()
                 answer = await http.post("/v1/jobs", json={"payload": {"number": number}})
                 assert (answer.status_code, answer.json()["_tag"]) == (503, "StorageBackendError")
                 ledger.note_failed_submit(number, answer.json()["outcome"])
-                await start()
+                await seaweedfs_stoppable.start()
             await ledger.next_submit()
         document = await document_in(storage)
         print(ledger)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from drills.programs import ended, running
 from drills.quickstart import EXAMPLES, WORK, produce
+from storage.servers.process import free_ports
 from websockets.asyncio.client import connect
 
 from osqueue_client import OsqueueClient
@@ -66,13 +67,33 @@ async def test_example_broker_says_in_one_line_why_it_cannot_start(examples: Pat
     assert "ConfigError" in err
 
 
-async def test_example_producer_without_a_broker_says_so_in_one_line(examples: Path) -> None:
+async def test_example_producer_without_a_broker_warns_once_and_says_so_in_one_line(examples: Path) -> None:
+    script = examples / "producer.py"
+    script.write_text(script.read_text().replace("registry=registry", "registry=registry, timeout=3"))
     with socket.socket() as nobody:  # bound, but it does not listen
         nobody.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         status, out, err = await ended("producer.py", f"http://{address}", cwd=examples)
-    assert (status, out, err.count("\n")) == (1, "", 1)
-    assert address in err
+    warning, error = err.splitlines()
+    assert (status, out) == (1, "")
+    assert "it is tried again" in warning
+    assert error.startswith("TransportConnectionError")
+    assert address in error
+
+
+async def test_example_producer_waits_for_a_broker_that_is_not_there_yet(examples: Path) -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    async with running("producer.py", url, cwd=examples, stderr=asyncio.subprocess.PIPE) as producer:
+        assert producer.process.stderr is not None
+        async with asyncio.timeout(20):
+            warning = await producer.process.stderr.readline()
+        assert url in warning.decode()
+        async with running("broker.py", "--port", str(port), cwd=examples) as broker:
+            assert await broker.port() == str(port)
+            async with asyncio.timeout(20):
+                out, err = await producer.process.communicate()
+    assert (producer.process.returncode, out.count(b"Submitted"), err) == (0, 2, b"")
 
 
 @pytest.mark.parametrize("name", ["broker.py", "producer.py", "worker.py"])

@@ -254,14 +254,6 @@ MUTANTS: Final = (
         100,
     ),
     Mutant(
-        "take back whatever lease the job has now",
-        f"{BROKER}/queue/apply.py",
-        "    job = state.running(request.job_id, request.lease_token)\n",
-        "    job = state.jobs.get(request.job_id)\n"
-        "    job = job if job is not None and job.status == IN_PROGRESS else None\n",
-        300,
-    ),
-    Mutant(
         "take back at once a lease that may be asked for again",
         f"{BROKER}/queue/apply.py",
         "UNCONFIRMED_TIMEOUT if request.may_be_repeated else 0.0",
@@ -271,8 +263,8 @@ MUTANTS: Final = (
     Mutant(
         "tell of an unclear change that it was not applied",
         f"{BROKER}/inbox.py",
-        'StorageBackendError("the store has not confirmed the change", outcome="unknown")',
-        'StorageBackendError("the store has not confirmed the change", outcome="not_applied")',
+        "waiting.give(_unconfirmed())",
+        "waiting.give(_unanswered())",
         100,
     ),
     Mutant(

@@ -34,6 +34,7 @@ _SETTINGS: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
     "max_attempts": (int, "attempts of a job that sets no number of its own"),
     "broker_heartbeat_interval": (float, "seconds from one sign of life of the leader to the next"),
     "broker_heartbeat_timeout": (float, "seconds without one after which another broker may lead"),
+    "request_timeout": (float, "seconds for which a request waits for the store"),
     "group_commit_interval": (float, "least seconds from one write to the next"),
 }
 """The options that are settings of the same names."""
@@ -154,6 +155,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         add(f"--{name.replace('_', '-')}", parse, default, f"{help} (default: %(default)g)", metavar="N")
     add("--log-level", str.lower, "info", "least severe log line to write (default: %(default)s)",
         choices=_LOG_LEVELS)  # fmt: skip
+    add.check()
     return parser
 
 
@@ -177,6 +179,7 @@ class _Options:
     def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
         self._parser = parser
         self._environment = environment
+        self._errors: list[str] = []
 
     def __call__(
         self,
@@ -205,17 +208,24 @@ class _Options:
                 name, type=parse, default=default, help=help, metavar=metavar, choices=choices
             )
 
+    def check(self) -> None:
+        """End the program if a variable is wrong: only now does the usage that is shown have every option."""
+        if self._errors:
+            self._parser.error("; ".join(self._errors))
+
     def _parsed(
         self, variable: str, parse: Callable[[str], object], text: str, choices: Sequence[str] | None
     ) -> object:
         try:
             value = parse(text)
         except argparse.ArgumentTypeError as error:
-            self._parser.error(f"{variable}: {error}")
+            self._errors.append(f"{variable}: {error}")
+            return None
         except ValueError:
-            self._parser.error(f"{variable}: {text!r} is not {'an integer' if parse is int else 'a number'}")
+            self._errors.append(f"{variable}: {text!r} is not {'an integer' if parse is int else 'a number'}")
+            return None
         if choices is not None and value not in choices:
-            self._parser.error(f"{variable} must be one of {', '.join(choices)}")
+            self._errors.append(f"{variable} must be one of {', '.join(choices)}")
         return value
 
 

@@ -26,6 +26,9 @@ logger = logging.getLogger("osqueue.broker.storage")
 _FIRST_DELAY: Final = 0.05
 _LAST_DELAY: Final = 2.0
 
+_LOG_AGAIN_AFTER: Final = 30.0
+"""Seconds after which a failure that goes on is logged again."""
+
 _LONGEST_READ: Final = 300.0
 """Seconds to which the limit of a read grows while reads take longer than it."""
 
@@ -68,6 +71,8 @@ class DocumentWriter:
         self._size = 0
         """Bytes of the document, as far as is known."""
         self._clock = clock
+        self._reads = _Failures("storage_read_works_again", key, clock)
+        self._writes = _Failures("storage_write_works_again", key, clock)
         self._sent_at = -math.inf
         self._is_writing = False
         self.last_failure = ""
@@ -85,12 +90,13 @@ class DocumentWriter:
                 async with asyncio.timeout(limit):
                     found = await self._read(known)
                 self._size = len(found.body) if found else 0
+                self._reads.end()
                 return found
             except TimeoutError as error:
-                self._note("storage_read_failed", error)
+                self._note(self._reads, "storage_read_failed", error)
                 limit = min(2 * limit, max(limit, _LONGEST_READ))  # it may be larger than is known
             except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
-                self._note("storage_read_failed", error)
+                self._note(self._reads, "storage_read_failed", error)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY)
 
@@ -121,6 +127,7 @@ class DocumentWriter:
                 await asyncio.sleep(self.due_in())
                 end = await self._try(body, commit, expected_version)
                 if end is not None:
+                    self._writes.end()
                     return end
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LAST_DELAY)
@@ -141,11 +148,12 @@ class DocumentWriter:
             # may have sent this one twice: the body tells.
             end = await self._resolve(body, commit, expected_version)
             if end is None:
-                self._note("storage_write_refused", _UNFOUNDED)
+                self._note(self._writes, "storage_write_refused", _UNFOUNDED)
             return end
         except Exception as error:  # noqa: BLE001  # whatever a backend raises means: unknown
             is_refusal = isinstance(error, StorageBackendError) and error.outcome == "not_applied"
-            self._note("storage_write_refused" if is_refusal else "storage_write_unclear", error)
+            event = "storage_write_refused" if is_refusal else "storage_write_unclear"
+            self._note(self._writes, event, error)
         return await self._resolve(body, commit, expected_version)
 
     async def _resolve(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd | None:
@@ -161,7 +169,36 @@ class DocumentWriter:
         except EngineStateError as error:  # what it replaced may have been ours
             raise EngineStateError(error.message, outcome="unknown") from error
 
-    def _note(self, event: str, error: Exception) -> None:
+    def _note(self, failures: _Failures, event: str, error: Exception) -> None:
         timed_out = isinstance(error, TimeoutError)
         self.last_failure = "no answer in time" if timed_out else str(error) or type(error).__name__
-        logger.warning(event, extra={"key": self._key, "error": self.last_failure})
+        failures.note(event, self.last_failure)
+
+
+class _Failures:
+    """Logs failures of one kind: the first, each that has another reason, one in a while; and that they have ended."""
+
+    def __init__(self, end: str, key: str, clock: Clock) -> None:
+        self._end = end
+        self._key = key
+        self._clock = clock
+        self._since: float | None = None
+        self._logged = ("", "")
+        self._logged_at = 0.0
+
+    def note(self, event: str, reason: str) -> None:
+        """Take in a failure."""
+        now = self._clock.monotonic()
+        if self._since is None:
+            self._since = now
+        elif self._logged == (event, reason) and now - self._logged_at < _LOG_AGAIN_AFTER:
+            return
+        self._logged, self._logged_at = (event, reason), now
+        logger.warning(event, extra={"key": self._key, "error": reason})
+
+    def end(self) -> None:
+        """Take in a success."""
+        if self._since is not None:
+            seconds = round(self._clock.monotonic() - self._since, 3)
+            logger.warning(self._end, extra={"key": self._key, "failed_for": seconds})
+            self._since = None

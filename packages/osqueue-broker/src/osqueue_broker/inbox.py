@@ -214,10 +214,22 @@ class Inbox:
         """Answer what has waited since before that moment (of the loop's clock): the store is not answering."""
         for waiting in self._taken:
             if waiting.arrived_at <= arrived_before:
-                waiting.give(StorageBackendError("the store has not confirmed the change", outcome="unknown"))
+                waiting.give(_unconfirmed())
         for queue in (self._quiet, self._pending):
             for waiting in queue:
                 if waiting.arrived_at > arrived_before:
                     break
-                waiting.give(StorageBackendError("the store does not answer", outcome="not_applied"))
+                waiting.give(_unanswered())
         self._drop_withdrawn()
+
+
+def _unconfirmed() -> StorageBackendError:
+    return StorageBackendError(
+        "the store has not confirmed the change: the broker's log says why", outcome="unknown"
+    )
+
+
+def _unanswered() -> StorageBackendError:
+    return StorageBackendError(
+        "the store does not answer, or refuses: the broker's log says why", outcome="not_applied"
+    )

@@ -142,6 +142,12 @@ class Candidate:
     async def _watch(self, found: StoredObject) -> StoredObject:
         """Return the document to take over upon: when its leader has stepped down, or counts as dead."""
         watch = Watch(found, self._clock.monotonic(), address=self.address, settings=self._settings)
+        if watch.leader == self.address:
+            logger.warning(
+                "the leader advertises the same address as this broker (%s): unless it is dead, give each its own "
+                "--advertise (advertise=)",
+                self.address,
+            )
         logger.info("leadership_watching", extra={"leader": watch.leader})
         self._tell(watch.leader)
         pause = self._settings.watch_interval

@@ -72,8 +72,8 @@ class BrokerSettings:
         slowest = max(self.broker_heartbeat_interval, spacing)
         _require(
             self.broker_heartbeat_timeout >= 3 * slowest * (1 - 1e-9),  # 0.3 is a little less than 3 × 0.1
-            f"broker_heartbeat_timeout is {self.broker_heartbeat_timeout:g} s, but must be at least 3 × {slowest:g} s: "
-            f"the larger of broker_heartbeat_interval ({self.broker_heartbeat_interval:g} s) and the time between "
+            f"broker_heartbeat_timeout is {self.broker_heartbeat_timeout:g} s, but must be at least {3 * slowest:g} s, "
+            f"3 × the larger of broker_heartbeat_interval ({self.broker_heartbeat_interval:g} s) and the time between "
             f"two writes ({spacing:g} s). Raise the timeout, lower the interval, or allow more writes",
         )
         _require(
@@ -85,8 +85,8 @@ class BrokerSettings:
         )
         _require(
             self.request_timeout > spacing,
-            f"request_timeout is {self.request_timeout:g} s, but a request may have to wait for {spacing:g} s until the "
-            "store may be written again. Raise it, or allow more writes",
+            f"request_timeout is {self.request_timeout:g} s, but a request may have to wait for {spacing:g} s until "
+            "the store may be written again. Raise it, or allow more writes",
         )
         reading = self.slowest_read(storage)
         _require(

@@ -25,8 +25,8 @@ LONGEST_AGE: Final = 60.0
 
 _FIRST_DELAY: Final = 0.05
 _LONGEST_DELAY: Final = 1.0
-_PATIENCE: Final = 12.0
-"""Seconds after which an answer is given up and asked for again: a broker waits 10 s for its store."""
+_PATIENCE: Final = 13.0
+"""Seconds after which an answer is given up and asked for again: a broker waits 10 s for its store, or up to 12.5."""
 
 _NOT_HERE = (BrokerLeadershipError, DiscoveryError, StorageBackendError, TransportConnectionError)
 _OF_A_PROXY: Final = frozenset({502, 503, 504})
