@@ -25,10 +25,11 @@ from osqueue_broker.allocator import keep_freed_bodies
 from osqueue_broker.app import BrokerApp
 from osqueue_broker.listener import Listener, bind
 from osqueue_broker.origins import Origins
+from osqueue_broker.readiness import Readiness
 from osqueue_broker.settings import DOCUMENT_KEY, BrokerSettings
 from osqueue_client import models
 from osqueue_client.models import Model
-from osqueue_client.operations import CLAIM_JOB, GET_STATS, SUBMIT_JOB, Operation
+from osqueue_client.operations import CLAIM_JOB, GET_STATS, SUBMIT_JOB, AnyOperation, Operation
 from osqueue_storage import CASConflictError, StorageBackend, open_storage
 
 JOB_ID = "6f1b7c52-0f7e-4a53-9d5c-6d3a3c1c0f5e"
@@ -58,6 +59,12 @@ class EchoService:
     def throttle_stats(self) -> dict[str, object]:
         """Nothing is throttled."""
         return {"throttling": False}
+
+    def readiness(self) -> Readiness:
+        return Readiness("ready")
+
+    def undelivered(self, operation: AnyOperation, request: Model, answer: Model, /) -> None:
+        """Nothing was leased."""
 
 
 def count_writes(storage: StorageBackend) -> dict[str, int]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from broker.support import WIRES, FaultyStore, Refused, opened
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from osqueue_client.errors import (
 )
 from osqueue_client.models import ClaimedJob, Model, RequestId
 from osqueue_client.operations import AnyOperation
+from osqueue_storage import MemoryBackend
 
 RULES = Rules(heartbeat_timeout=10, max_attempts=3)
 HEADER = EMPTY.takeover(commit_id="c", wall_ms=1, broker="b:1")
@@ -547,6 +549,7 @@ async def test_a_repeat_after_a_takeover_gets_the_first_answer(name: str) -> Non
         ({"number": 1, "lowest": 2}, "requestId.number"),
         ({"lowest": 0}, "requestId.lowest"),
         ({"ageMs": -1}, "requestId.ageMs"),
+        ({"ageMs": 2**53 + 1}, "requestId.ageMs"),
     ],
 )
 async def test_a_malformed_id_is_refused_by_the_name_of_its_field(
@@ -561,3 +564,15 @@ async def test_a_malformed_id_is_refused_by_the_name_of_its_field(
             assert refused.value.status in (400, None)
             assert field in refused.value.message
         assert (await wire.call("getStats")).get("total", 0) == 0
+
+
+async def test_a_number_that_no_float_can_hold_is_refused_and_ends_nobodys_service() -> None:
+    async with (
+        BrokerServer(storage=MemoryBackend(), port=0) as server,
+        httpx.AsyncClient(base_url=f"http://{server.address}", trust_env=False) as http,
+    ):
+        for field in ("number", "lowest", "ageMs"):
+            id = {"session": "s", "number": 1, "lowest": 1} | {field: 10**400}
+            answer = await http.post("/v1/jobs", json={"payload": 1, "requestId": id})
+            assert answer.status_code == 400, answer.text
+        assert (await http.post("/v1/jobs", json={"payload": 1})).status_code == 200

@@ -21,7 +21,7 @@ from osqueue_broker.broker import Broker
 from osqueue_broker.reaching import Connect, Reached, connect
 from osqueue_broker.service import QueueService
 from osqueue_client import operations
-from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
+from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError, StorageBackendError
 from osqueue_client.operations import AnyOperation
 from osqueue_storage import MemoryBackend, StoredObject
 
@@ -225,6 +225,22 @@ async def test_three_refusals_by_a_port_that_was_reached_shorten_the_wait() -> N
     assert set(port.asked) == {ELSEWHERE}
 
 
+@in_fake_time
+async def test_a_try_to_connect_has_its_time_also_when_the_rest_of_the_wait_is_short() -> None:
+    class Slow(Port):
+        async def __call__(self, address: str) -> Reached:
+            await asyncio.sleep(0.3 * POLL)
+            return await super().__call__(address)
+
+    store, port = stored(), Slow(YES)
+    async with living(store, connect=port) as us:
+        await beating(store, 3)
+        moved(store)
+        port.then = [REFUSED]
+        # It is refused for the third time just before its patience ends: the fourth try must not count against that.
+        assert await us.led_after() <= SOONER + 2 * POLL
+
+
 @pytest.mark.parametrize(
     "then",
     [
@@ -329,6 +345,35 @@ async def test_a_standby_outlives_hours_without_a_store() -> None:
         assert not us.life.done()
         us.link.is_cut = False
         assert await us.led_after() <= TIMEOUT + INTERVAL
+
+
+@in_fake_time
+async def test_who_is_no_standby_gives_up_when_the_store_fails_while_it_watches() -> None:
+    async with living(stored(), standby=False, request_timeout=2.0) as us:
+        await asyncio.sleep(1)
+        us.link.is_cut = True
+        async with asyncio.timeout(4):
+            with pytest.raises(StorageBackendError, match="no good answer"):
+                await us.life
+
+
+@in_fake_time
+async def test_a_standby_that_takes_over_names_the_dead_leader_no_more() -> None:
+    store = stored()
+    async with living(store) as us:
+        await asyncio.sleep(1)
+        assert us.service.readiness().leader == ELSEWHERE
+        store.gate.clear()
+        await until_at_gate(store)
+        assert us.service.readiness().leader is None
+        store.gate.set()
+        await us.led_after(1)
+
+
+async def until_at_gate(store: FaultyStore) -> None:
+    async with asyncio.timeout(TIMEOUT + 1):
+        while not store.at_gate:  # a takeover is on its way
+            await asyncio.sleep(0.1)
 
 
 @in_fake_time

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from itertools import pairwise
 
 import pytest
 from broker.support import FaultyStore, Leader, fake_clock, in_fake_time, leading, until
 
+from osqueue_broker.clock import SystemClock
 from osqueue_client import operations
 from osqueue_client.operations import AnyOperation
 
@@ -293,3 +295,8 @@ async def fields_of(operation: AnyOperation, leader: Leader) -> dict[str, str]:
 
 def statuses(store: FaultyStore) -> list[str]:
     return [job["status"] for job in store.now()["jobs"]]
+
+
+def test_the_brokers_clock_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.clock_gettime", float)
+    assert SystemClock().monotonic() == getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

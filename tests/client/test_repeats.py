@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from typing import Any
 
 import pytest
 from client.virtual_time import SILENCE, Broker, in_virtual_time, now
@@ -27,6 +28,7 @@ from osqueue_client import (
 )
 from osqueue_client.chance import Chance
 from osqueue_client.models import ClaimedJob, JobSubmitted, Model
+from osqueue_client.operations import GET_STATS, Operation
 from osqueue_client.session import LONGEST_SPAN, Sessions
 from osqueue_storage import MemoryBackend, StoredObject
 
@@ -43,6 +45,10 @@ def elsewhere(leader: str | None = None) -> OsqueueError:
     return BrokerLeadershipError("not me", leader=leader, outcome="not_applied")
 
 
+SLEPT = [0.0]
+"""Seconds for which the machine has slept."""
+
+
 def client_of(*brokers: Broker, timeout: float = 30.0, jitter: float = 1.0) -> OsqueueClient:
     """A client that meets these brokers, one at each connection, and the last one ever after."""
     left = list(brokers)
@@ -53,7 +59,7 @@ def client_of(*brokers: Broker, timeout: float = 30.0, jitter: float = 1.0) -> O
         return broker
 
     names = iter(f"session-{n}" for n in range(1, 100))
-    chance = Chance(session_id=lambda: next(names), jitter=lambda: jitter)
+    chance = Chance(session_id=lambda: next(names), jitter=lambda: jitter, slept=lambda: SLEPT[0])
     return OsqueueClient("http://a", transport=connect, timeout=timeout, _chance=chance)
 
 
@@ -196,7 +202,9 @@ async def test_what_surely_had_no_effect_is_sent_to_any_broker() -> None:
     assert [getattr(request, "request_id", None) for request in second.asked] == [None, None]
 
 
-@pytest.mark.parametrize("error", UNCLEAR, ids=repr)
+@pytest.mark.parametrize(
+    "error", [error for error in UNCLEAR if not isinstance(error, EngineStateError)], ids=repr
+)
 @in_virtual_time
 async def test_reads_and_heartbeats_are_repeated_by_any_broker(error: OsqueueError) -> None:
     broker = Broker(error, error, features=(), stats=(error,))
@@ -547,6 +555,61 @@ async def test_transport_of_the_users_own_is_asked_again_too() -> None:
     async with OsqueueClient(transport=broker) as client:
         await client.submit_job("a", 1)
     assert [id.number for id in broker.ids] == [1, 1, 1]
+
+
+@in_virtual_time
+async def test_transport_of_the_users_own_has_to_say_again_what_it_knows_after_a_failure() -> None:
+    class Replaced(Broker):
+        async def call(self, operation: Operation[Any, Any], request: Any, /) -> Any:
+            try:
+                return await super().call(operation, request)
+            finally:
+                if operation is not GET_STATS:
+                    self.features = ()  # an old broker is there now, and would do it twice
+
+    broker = Replaced(lost())
+    async with OsqueueClient(transport=broker) as client:
+        with pytest.raises(TransportConnectionError) as caught:
+            await client.submit_job("a", 1)
+    assert caught.value.outcome == "unknown"
+    assert len(broker.asked) == 1
+
+
+@in_virtual_time
+async def test_time_in_which_the_machine_slept_makes_a_request_older() -> None:
+    answers: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
+    broker = Broker(answers)
+    SLEPT[0] = 0.0
+    try:
+        async with client_of(broker) as client:
+            waiting = asyncio.create_task(client.submit_job("a", 1))
+            await asyncio.sleep(1)
+            SLEPT[0] = 40.0
+            answers.set_exception(lost())
+            await waiting
+            assert [id.age_ms // 1000 for id in broker.ids] == [0, 41]
+            SLEPT[0] = 101.0
+            await client.submit_job("a", 2)
+            assert [id.session for id in broker.ids] == ["session-1", "session-1", "session-2"]
+            broker.script.append(sleeping := asyncio.get_running_loop().create_future())
+            waiting = asyncio.create_task(client.submit_job("a", 3))
+            await asyncio.sleep(1)
+            SLEPT[0] = 161.0
+            sleeping.set_exception(lost())
+            with pytest.raises(TransportConnectionError) as caught:
+                await waiting
+            assert caught.value.outcome == "unknown"
+    finally:
+        SLEPT[0] = 0.0
+
+
+@in_virtual_time
+async def test_broker_without_ids_that_refuses_a_lease_in_its_own_way_is_asked_once() -> None:
+    broker = Broker(EngineStateError("job j is not leased to w", outcome="unknown"), features=())
+    async with client_of(broker) as client:
+        with pytest.raises(EngineStateError):
+            await client.heartbeat("j", "w")
+    assert len(broker.asked) == 1
 
 
 @in_virtual_time

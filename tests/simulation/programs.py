@@ -82,7 +82,7 @@ def client_of(
         storage=None if urls else StoreView(store, node.name),
         transport=lambda url: SimTransport(network, node, url),
         timeout=timeout,
-        _chance=Chance(session_id=lambda: world.new_id()[:16], jitter=world.random.random),
+        _chance=Chance(session_id=lambda: world.new_id()[:16], jitter=world.random.random, slept=lambda: 0.0),
     )
     client._calls = Recorded(world, node, client._calls)  # type: ignore[assignment]  # it does what that does
     return client

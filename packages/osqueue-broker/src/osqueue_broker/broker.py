@@ -110,11 +110,14 @@ class Broker:
             self.stop()
             # The write before it may have used up the budget just now, and the one under way may wait for it.
             patience = self._settings.stop_timeout / 3 + 2 * self._settings.slowest_spacing(self._storage)
-            await asyncio.wait((life,), timeout=patience)
-            has_handed_over = life.done()
+            has_handed_over = False
+            try:
+                await asyncio.wait((life,), timeout=patience)
+                has_handed_over = life.done()
+            finally:  # also if this is cancelled once more
+                life.cancel()
             if not has_handed_over:
                 logger.error("hand_over_timed_out", extra={"address": self.address})
-                life.cancel()
                 await asyncio.wait((life,))
             failure = None if life.cancelled() else life.exception()
         if failure is not None:

@@ -155,7 +155,8 @@ class Candidate:
             await self._pause(watch, min(pause, watch.patience - watch.silent_for))
             leader = watch.leader
             began_at = self._clock.monotonic()
-            seen = await self._writer.read(watch.found)
+            async with self._patiently("not_applied"):
+                seen = await self._writer.read(watch.found)
             if seen is None:
                 raise _deleted("while its leader was watched")
             at = self._clock.monotonic()
@@ -180,7 +181,7 @@ class Candidate:
         ends_at = self._clock.monotonic() + seconds
         if watch.wants_to_connect and watch.leader is not None:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(max(seconds, self._settings.watch_interval)):
                     watch.note(await self._connect(watch.leader))
             except TimeoutError:
                 watch.note(Reached.UNCLEAR)

@@ -18,7 +18,7 @@ from .link import Link
 from .links import Links
 from .models import Change, LeasedChange, Model
 from .operations import Operation
-from .repeats import NotAgain, TimeIsUp, Tries, may_pass
+from .repeats import REQUEST_IDS, NotAgain, TimeIsUp, Tries
 from .session import Sessions
 from .transports import Transport, TransportFactory
 from .wire_json import checked_request
@@ -28,7 +28,6 @@ Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
 _logger: Final = logging.getLogger("osqueue.client")
-_REQUEST_IDS: Final = "requestIds"
 _SILENCE: Final = 1.0
 """Seconds for which a call fails before the log says so: a leader that hands over is no news."""
 _CAPITAL: Final = re.compile("[A-Z]")
@@ -47,6 +46,7 @@ class Calls:
         self._links = Links(route)
         self._sessions = Sessions(chance.session_id)
         self._jitter = chance.jitter
+        self._slept = chance.slept
         self._has_learnt = False
         self._has_warned = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -85,7 +85,7 @@ class Calls:
         request = _checked(operation, request)
         seconds = self._timeout if timeout is None else _checked_timeout(timeout)
         is_change = isinstance(request, Change | LeasedChange)
-        tries = Tries(operation, is_change, self._running_loop().time(), seconds)
+        tries = Tries(operation, is_change, self._now(), seconds)
         try:
             while True:
                 try:
@@ -96,7 +96,7 @@ class Calls:
                 except OsqueueError as error:
                     failure = error
                 except NotAgain:
-                    raise tries.conclusion(self._running_loop().time()) from None
+                    raise tries.conclusion(self._now()) from None
                 await self._before_next(tries, failure)
         finally:
             if tries.place is not None:
@@ -106,14 +106,14 @@ class Calls:
 
     async def _ask(self, operation: Operation[Req, Res], request: Req, tries: Tries) -> Res:
         """Make one attempt. Raises `TimeIsUp`, and whatever the broker answers."""
-        clock = self._running_loop().time
-        tries.begin(clock())
+        tries.begin(self._now())
         link = tries.link = self._links.current
         if link is None or (link.features is None and (tries.is_change or self._has_learnt)):
-            link = await self._within(tries.limit(clock()), self._ready(tries))
+            link = await self._within(tries.limit(self._now()), self._ready(tries))
+        tries.knows_ids = link.features is not None and REQUEST_IDS in link.features
         if tries.is_change:
-            request = self._numbered(request, link, tries)
-        tries.sent_at = clock()
+            request = self._numbered(request, tries)
+        tries.sent_at = self._now()
         return await self._within(tries.limit(tries.sent_at), link.call(operation, request))
 
     async def _ready(self, tries: Tries) -> Link:
@@ -124,12 +124,11 @@ class Calls:
                 return link
             await link.learn()  # and look again: another may have dropped it meanwhile
 
-    def _numbered(self, request: Req, link: Link, tries: Tries) -> Req:
+    def _numbered(self, request: Req, tries: Tries) -> Req:
         """Return a change as it is sent there: with an id, so that it may be repeated, if the broker knows ids."""
-        now = self._running_loop().time()
-        knows_ids = link.features is not None and _REQUEST_IDS in link.features
-        tries.require_may_send(knows_ids, now)
-        if not knows_ids:
+        now = self._now()
+        tries.require_may_send(now)
+        if not tries.knows_ids:
             return request
         if tries.place is None:
             tries.place = self._sessions.take(now)
@@ -140,13 +139,15 @@ class Calls:
         """Return how an attempt failed whose time was up."""
         if self._is_closed:
             raise tries.closed()
-        return tries.no_answer(self._running_loop().time())
+        return tries.no_answer(self._now())
 
     async def _before_next(self, tries: Tries, failure: OsqueueError) -> None:
         """Wait as long as is due after a failure, or raise what the caller gets."""
-        now = self._running_loop().time()
+        if self._is_closed:
+            raise tries.closed() from failure
+        now = self._now()
         leader = failure.leader if isinstance(failure, BrokerLeadershipError) else None
-        if may_pass(failure):
+        if tries.may_pass(failure):
             # A leader that is silent for good is not asked for ever, either.
             self._links.drop(tries.link, leader)
         if not tries.failed(failure, now):
@@ -163,7 +164,7 @@ class Calls:
 
     async def _within(self, moment: float, work: Coroutine[Any, Any, T]) -> T:
         """Do some work, at most until then and until the client is closed. Raises `TimeIsUp`."""
-        limit = asyncio.timeout_at(moment)
+        limit = asyncio.timeout_at(moment - self._slept())
         try:
             async with limit:
                 self._limits[limit] = None
@@ -182,6 +183,10 @@ class Calls:
         self._has_warned = True
         left = tries.deadline - now
         _logger.warning("%s; it is tried again for up to %.0f s", tries.failure_text, left)
+
+    def _now(self) -> float:
+        """Return the time on a clock that goes on while the machine sleeps."""
+        return self._running_loop().time() + self._slept()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()

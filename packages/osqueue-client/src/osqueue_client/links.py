@@ -40,10 +40,17 @@ class Links:
         raise _closed()
 
     def drop(self, link: Link | None, leader: str | None = None) -> None:
-        """Use a link no more: the next call finds another, at the `leader` where that is known."""
-        if self._discovery is not None and link is not None and link is self.current:
-            self.current, self._next_leader = None, leader
-            self._retire(link)
+        """Use a link no more: the next call finds another, at the `leader` where that is known.
+
+        A transport of the user's is kept, but who is at its other end now has to say anew what it knows.
+        """
+        if link is None or link is not self.current:
+            return
+        if self._discovery is None:
+            link.features = None
+            return
+        self.current, self._next_leader = None, leader
+        self._retire(link)
 
     def address_of(self, leader: str) -> str | None:
         """Return the address of the link to a leader; None where no link can be made to it."""

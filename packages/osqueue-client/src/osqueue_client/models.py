@@ -52,7 +52,7 @@ class RequestId(Model, frozen=True, kw_only=True):
     session: Annotated[str, Meta(min_length=1, max_length=64)]
     number: Number
     lowest: Number
-    age_ms: Annotated[int, Meta(ge=0)] = 0
+    age_ms: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
 
 class Change(Model, frozen=True, kw_only=True):

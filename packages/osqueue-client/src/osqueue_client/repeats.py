@@ -20,6 +20,9 @@ from .link import Link
 from .operations import GET_STATS, AnyOperation
 from .session import Place
 
+REQUEST_IDS: Final = "requestIds"
+"""The feature of a broker that does a request with an id once."""
+
 LONGEST_AGE: Final = 60.0
 """Seconds after its first sending for which a change may be sent again: a broker refuses it when it is older."""
 
@@ -43,19 +46,6 @@ class NotAgain(Exception):
     """A change that may have happened cannot be sent to the broker that was found, or no longer to any."""
 
 
-def may_pass(error: OsqueueError) -> bool:
-    """Whether the error is of this broker or of this moment, so that another broker, or a later try, may do better.
-
-    Not so a full queue, which the caller should know of, and whatever else a broker refuses.
-    """
-    match error:
-        case TransportRequestError():
-            return error.status in _OF_A_PROXY or error.remote_tag == _OF_A_PROXY_OVER_CONNECT
-        case EngineStateError():
-            return error.outcome != "not_applied"
-    return isinstance(error, _NOT_HERE)
-
-
 @dataclass(slots=True)
 class Tries:
     """What came of the attempts of one call: the current one, and those before it."""
@@ -72,6 +62,8 @@ class Tries:
     attempt_at: float = 0.0
     sent_at: float | None = None
     is_repeatable: bool = False
+    knows_ids: bool = False
+    """Whether the broker that is asked does a request with an id once, as far as is known."""
     # All of them.
     count: int = 0
     failure: OsqueueError | None = None
@@ -99,6 +91,7 @@ class Tries:
         self.count += 1
         self.link, self.attempt_at, self.sent_at = None, now, None
         self.is_repeatable = not self.is_change
+        self.knows_ids = False
 
     def limit(self, now: float) -> float:
         """Return until when the attempt may go on from here: to the end, where nothing could follow it."""
@@ -113,11 +106,11 @@ class Tries:
         """Return when the request was sent first; one that surely had no effect does not count."""
         return now if self.doubtful_since is None else self.doubtful_since
 
-    def require_may_send(self, knows_ids: bool, now: float) -> None:
+    def require_may_send(self, now: float) -> None:
         """Raise `NotAgain` if the change may have happened and this broker could not tell."""
-        if self.doubtful_since is not None and (not knows_ids or self._is_too_old(now)):
+        if self.doubtful_since is not None and (not self.knows_ids or self._is_too_old(now)):
             raise NotAgain
-        self.is_repeatable = knows_ids
+        self.is_repeatable = self.knows_ids
 
     def failed(self, error: OsqueueError, now: float) -> bool:
         """Note how an attempt failed; return whether there may be another."""
@@ -128,12 +121,25 @@ class Tries:
         self.failure = error
         if self.link is not None:
             self.asked.add(self.link.address)
-        if not may_pass(error):
+        if not self.may_pass(error):
             return False
         if not self.is_change or self.doubtful_since is None:
             return True
         was_repeatable = self.sent_at is None or self.is_repeatable
         return was_repeatable and not self._is_too_old(now)
+
+    def may_pass(self, error: OsqueueError) -> bool:
+        """Whether the error is of this broker or of this moment, so that another broker, or a later try, may do better.
+
+        Not so a full queue, which the caller should know of, and whatever else a broker refuses. Brokers that know no
+        request ids may refuse a lost lease by an `EngineStateError`, and say no outcome.
+        """
+        match error:
+            case TransportRequestError():
+                return error.status in _OF_A_PROXY or error.remote_tag == _OF_A_PROXY_OVER_CONNECT
+            case EngineStateError():
+                return error.outcome != "not_applied" and self.knows_ids
+        return isinstance(error, _NOT_HERE)
 
     def _speak_of_call(self, error: OsqueueError) -> None:
         # Only the leader was looked for, or asked what it knows.
