@@ -581,7 +581,7 @@ async def test_time_in_which_the_machine_slept_makes_a_request_older() -> None:
     broker = Broker(answers)
     SLEPT[0] = 0.0
     try:
-        async with client_of(broker) as client:
+        async with client_of(broker, timeout=200) as client:
             waiting = asyncio.create_task(client.submit_job("a", 1))
             await asyncio.sleep(1)
             SLEPT[0] = 40.0
