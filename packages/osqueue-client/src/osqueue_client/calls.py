@@ -143,7 +143,7 @@ class Calls:
 
     async def _before_next(self, tries: Tries, failure: OsqueueError) -> None:
         """Wait as long as is due after a failure, or raise what the caller gets."""
-        if self._is_closed:
+        if self._is_closed and not isinstance(failure, ConfigError):  # else it was closed before the call
             raise tries.closed() from failure
         now = self._now()
         leader = failure.leader if isinstance(failure, BrokerLeadershipError) else None
