@@ -1,9 +1,12 @@
-"""What tests of several folders share: an environment without credentials, and servers that are started once."""
+"""What tests of several folders share: an environment without credentials, servers that are started once, and figures
+
+that are told again at the end of a run.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,39 @@ from storage.servers.azurite import Azurite, NotInstallable, azurite
 from storage.servers.fake_gcs import FakeGCS, fake_gcs
 from storage.servers.s3_bucket import BUCKET, make_bucket
 from storage.servers.seaweedfs import SeaweedFS, seaweedfs
+
+SHOWN = "figures"
+
+
+@pytest.fixture
+def tell(
+    record_property: Callable[[str, object], None], request: pytest.FixtureRequest
+) -> Callable[[str], None]:
+    """Print a line of figures, and again in the summary of the run, whatever the process that runs the test."""
+
+    def note(line: str) -> None:
+        case = getattr(request.node, "callspec", None)
+        line = f"{case.id}: {line}" if case else line
+        print(line)
+        record_property(SHOWN, line)
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the lines of figures, those of tests that failed, too."""
+    lines = [
+        str(value)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == SHOWN
+    ]
+    if lines:
+        terminalreporter.section(SHOWN)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

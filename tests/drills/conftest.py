@@ -1,8 +1,8 @@
-"""The stores that the drills run on, in a folder and on the real servers; and what a run has shown, at its end."""
+"""The stores that the drills run on, in a folder and on the real servers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,38 +12,6 @@ from drills.urls import azure_url, gcs_url, s3_url
 from storage.servers.azurite import Azurite
 from storage.servers.fake_gcs import FakeGCS
 from storage.servers.seaweedfs import ACCESS_KEY_ID, SECRET_ACCESS_KEY, SeaweedFS
-
-SHOWN = "what the drills have shown"
-
-
-@pytest.fixture
-def tell(
-    record_property: Callable[[str, object], None], request: pytest.FixtureRequest
-) -> Callable[[str], None]:
-    """Print a line of figures, and again in the summary of the run."""
-
-    def note(line: str) -> None:
-        line = f"{request.node.callspec.id}: {line}"
-        print(line)
-        record_property(SHOWN, line)
-
-    return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the lines of figures, those of drills that failed, too."""
-    lines = [
-        str(value)
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.getreports(outcome)
-        if report.when == "call"
-        for name, value in report.user_properties
-        if name == SHOWN
-    ]
-    if lines:
-        terminalreporter.section(SHOWN)
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture

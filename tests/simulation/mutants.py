@@ -242,7 +242,7 @@ MUTANTS: Final = (
     Mutant(
         "repeat to a broker that would do it again",
         f"{CLIENT}/calls.py",
-        "        if not knows_ids:\n            return request\n",
+        "        if not tries.knows_ids:\n            return request\n",
         "        return request\n",
         25,
     ),
