@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import date
 from itertools import pairwise
 
@@ -11,9 +12,11 @@ from broker.support import KEY, FaultyStore, begun, candidate, fake_clock, in_fa
 
 from osqueue_broker import BrokerSettings
 from osqueue_broker.broker import Broker
+from osqueue_broker.document_writer import DocumentWriter
 from osqueue_broker.service import QueueService
+from osqueue_broker.trial import try_store
 from osqueue_client import operations
-from osqueue_client.errors import EngineStateError
+from osqueue_client.errors import EngineStateError, StorageBackendError
 from osqueue_storage import MemoryBackend, ThrottledStorageBackend
 
 
@@ -126,3 +129,58 @@ async def test_a_broker_starts_and_keeps_leading_on_two_writes_a_minute(
         assert (
             store.throttle_stats().total_reads <= 2
         )  # no write was taken for lost while it waited for its turn
+
+
+@in_fake_time
+async def test_a_read_that_a_budget_holds_back_is_not_taken_for_one_without_an_answer() -> None:
+    store = ThrottledStorageBackend(MemoryBackend(), reads_per_minute=20, clock=ThrottleClock())
+    settings = BrokerSettings(storage_timeout=1)
+    reader = DocumentWriter(store, KEY, settings=settings, clock=fake_clock())
+    for _ in range(3):
+        await reader.read()
+    assert reader.last_failure == ""
+    assert store.throttle_stats().total_reads == 3
+
+
+@pytest.mark.parametrize("seconds", [20.0, 20.7, 21.4, 22.1, 22.8])
+@in_fake_time
+async def test_a_leader_on_a_budget_of_writes_hands_over_whenever_it_is_stopped(seconds: float) -> None:
+    # At 20 writes a minute the last one waits for its turn for up to 3 s, and the hand-over for another 3.
+    inner = MemoryBackend()
+    store = ThrottledStorageBackend(inner, writes_per_minute=20, clock=ThrottleClock())
+    service = QueueService(store, "us:1", fake_clock())
+    broker = Broker(service, store, "us:1", settings=BrokerSettings(), clock=fake_clock(), has_bound=True)
+    async with broker.running():
+        await broker.leads.wait()
+        await asyncio.sleep(seconds)
+    found = await inner.read(KEY)
+    assert found is not None
+    assert json.loads(found.body)["broker"] is None
+
+
+class Failing(MemoryBackend):
+    """Fails every create in the same way."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self._failure = failure
+
+    async def create(self, key: str, body: bytes) -> str:
+        raise self._failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_advised"),
+    [
+        (StorageBackendError("permission denied", outcome="not_applied"), True),
+        (StorageBackendError("no clear answer", outcome="unknown"), False),
+        (ConnectionError("reset"), False),
+    ],
+)
+@in_fake_time
+async def test_only_who_was_refused_is_told_of_the_start_without_a_probe(
+    failure: Exception, is_advised: bool
+) -> None:
+    with pytest.raises(StorageBackendError) as failed:
+        await try_store(Failing(failure), BrokerSettings())
+    assert ("--no-storage-probe" in failed.value.message) is is_advised

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -29,15 +31,33 @@ class SlowReads(MemoryBackend):
 
 
 class RefusesTwice(MemoryBackend):
-    """Calls the first two writes conflicts, whatever the version."""
+    """Calls the first two writes conflicts, whatever the version; or more, and takes a while for each."""
 
     refusals = 2
+    seconds = 0.0
+    sent = 0
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
+        self.sent += 1
+        await asyncio.sleep(self.seconds)
         if self.refusals:
             self.refusals -= 1
             raise CASConflictError("not at that version", key=key)
         return await super().write(key, body, expected_version)
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """The events that are logged meanwhile."""
+    events: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: events.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("osqueue.broker.storage")
+    logger.addHandler(handler)
+    try:
+        yield events
+    finally:
+        logger.removeHandler(handler)
 
 
 def writer(store: MemoryBackend) -> DocumentWriter:
@@ -73,16 +93,29 @@ async def test_a_read_has_a_second_for_each_mib_of_the_document() -> None:
 async def test_a_conflict_over_a_document_that_has_not_moved_is_told_and_tried_again() -> None:
     store = RefusesTwice()
     version = await store.create(KEY, b"{}")
-    told: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("osqueue.broker.storage")
-    logger.addHandler(handler)
-    try:
-        replacing = writer(store)
+    replacing = writer(store)
+    with told() as events:
         end = await replacing.replace(b'{"broker":null}', Stamp(1, 1, "id"), version)
-    finally:
-        logger.removeHandler(handler)
     assert isinstance(end, Landed)
-    assert told == ["storage_write_refused", "storage_write_works_again"]  # the same once, not at each try
+    assert events == ["storage_write_refused", "storage_write_works_again"]  # the same once, not at each try
     assert "conflict" in replacing.last_failure
+
+
+@in_fake_time
+async def test_a_failure_that_goes_on_is_logged_every_30_s() -> None:
+    store = RefusesTwice()
+    version = await store.create(KEY, b"{}")
+    store.refusals = 40  # one in 2 s
+    with told() as events:
+        await writer(store).replace(b'{"broker":null}', Stamp(1, 1, "id"), version)
+    assert events == ["storage_write_refused"] * 3 + ["storage_write_works_again"]
+
+
+@in_fake_time
+async def test_a_write_has_a_second_for_each_mib_of_the_document() -> None:
+    store = RefusesTwice()
+    version = await store.create(KEY, b"{}")
+    store.refusals, store.seconds = 0, 10.9
+    end = await writer(store).replace(bytes(8 * 1024 * 1024), Stamp(1, 1, "id"), version)
+    assert isinstance(end, Landed)
+    assert store.sent == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -41,6 +42,7 @@ class Link(MemoryBackend):
         super().__init__()
         self.store = store
         self.is_cut = False
+        self.latency = 0.0
         self.reads = 0
 
     def _check(self) -> None:
@@ -49,6 +51,7 @@ class Link(MemoryBackend):
 
     async def read(self, key: str) -> StoredObject | None:
         self.reads += 1
+        await asyncio.sleep(self.latency)
         self._check()
         return await self.store.read(key)
 
@@ -237,7 +240,8 @@ async def test_a_try_to_connect_has_its_time_also_when_the_rest_of_the_wait_is_s
         await beating(store, 3)
         moved(store)
         port.then = [REFUSED]
-        # It is refused for the third time just before its patience ends: the fourth try must not count against that.
+        # At the seventh look three were refused, and 0.01 s of the 4 are left: the fourth try takes longer than that.
+        us.link.latency = 0.07
         assert await us.led_after() <= SOONER + 2 * POLL
 
 
@@ -293,11 +297,18 @@ async def test_that_another_leader_or_an_earlier_term_was_reached_does_not_count
 
 
 @in_fake_time
-async def test_a_leader_at_our_own_address_is_not_connected_to() -> None:
+async def test_a_leader_at_our_own_address_is_not_connected_to_and_warned_about() -> None:
     port = Port(YES, REFUSED)
+    told: list[str] = []
+    logger = logging.getLogger("osqueue.broker.leadership")
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
     async with living(stored(US), has_bound=False, connect=port) as us:
         assert await us.led_after() >= TIMEOUT
+    logger.removeHandler(handler)
     assert port.asked == []
+    assert [text for text in told if f"same address as this broker ({US})" in text]
 
 
 async def test_a_real_port_is_reached_or_refuses_and_a_name_that_is_none_says_nothing() -> None:
@@ -624,6 +635,28 @@ async def test_a_broker_told_to_stop_while_it_takes_over_hands_over_what_it_took
         store.gate.set()
         await us.life
     assert (store.now()["broker"], store.now()["epoch"]) == (None, 1)
+
+
+@in_fake_time
+async def test_a_life_whose_end_is_cancelled_once_more_leaves_no_task_behind() -> None:
+    store = FaultyStore()
+    service = QueueService(store, US, fake_clock())
+    settings = BrokerSettings(probe_storage=False)
+    broker = Broker(service, store, US, settings=settings, clock=fake_clock(), has_bound=True)
+
+    async def hold() -> None:
+        async with broker.running():
+            await asyncio.Event().wait()
+
+    holding = asyncio.create_task(hold())
+    await broker.leads.wait()
+    store.gate.clear()  # the hand-over gets no answer
+    for _ in range(2):
+        holding.cancel()
+        await asyncio.sleep(0.01)
+    await asyncio.wait((holding,))
+    await asyncio.sleep(0.01)
+    assert [task.get_name() for task in asyncio.all_tasks() if "life" in task.get_name()] == []
 
 
 @in_fake_time

@@ -604,6 +604,19 @@ async def test_time_in_which_the_machine_slept_makes_a_request_older() -> None:
 
 
 @in_virtual_time
+async def test_call_that_fails_in_the_moment_of_closing_ends_at_once_and_as_the_others_do() -> None:
+    answer: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
+    async with client_of(Broker(answer)) as client:
+        waiting = asyncio.create_task(client.submit_job("a", 1))
+        await asyncio.sleep(1)
+        answer.set_exception(lost())
+        await client.aclose()
+        with pytest.raises(TransportConnectionError, match="closed during the call"):
+            await waiting
+    assert now() == 1
+
+
+@in_virtual_time
 async def test_broker_without_ids_that_refuses_a_lease_in_its_own_way_is_asked_once() -> None:
     broker = Broker(EngineStateError("job j is not leased to w", outcome="unknown"), features=())
     async with client_of(broker) as client:
