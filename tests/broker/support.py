@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import selectors
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,8 +22,9 @@ from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_broker.commit_loop import CommitLoop
 from osqueue_broker.document_writer import DocumentWriter
 from osqueue_broker.leadership import Candidate, Term
-from osqueue_broker.queue.apply import Mutation
+from osqueue_broker.queue.mutation import Mutation
 from osqueue_broker.reaching import Reached
+from osqueue_broker.segment_store import SegmentStore
 from osqueue_client.operations import AnyOperation
 from osqueue_storage import MemoryBackend, StoredObject
 
@@ -39,6 +41,10 @@ PATHS = {
     "listDead": ("GET", "/v1/dead-jobs"),
     "requeueDead": ("POST", "/v1/dead-jobs/{jobId}/requeue"),
     "deleteDead": ("POST", "/v1/dead-jobs/{jobId}/delete"),
+    "submitJobs": ("POST", "/v1/batch/submit"),
+    "claimJobs": ("POST", "/v1/batch/claim"),
+    "completeJobs": ("POST", "/v1/batch/complete"),
+    "heartbeatJobs": ("POST", "/v1/batch/heartbeat"),
 }
 JOB_INFO = {
     1: ("id", "s"), 2: ("status", "s"), 3: ("payload", "b"), 4: ("type", "s"), 5: ("workerId", "s"),
@@ -51,6 +57,15 @@ DEAD = {
 }  # fmt: skip
 REQUEST_ID = {100: ("session", "s"), 101: ("number", "i"), 102: ("lowest", "i"), 103: ("ageMs", "i")}
 LEASED = {1: ("jobId", "s"), 2: ("workerId", "s"), 100: ("leaseToken", "s")}
+LEASE = {100: ("jobId", "s"), 101: ("leaseToken", "s")}
+CLAIMED = {
+    1: ("jobId", "s"), 2: ("payload", "b"), 3: ("type", "s"), 100: ("attempt", "i"), 101: ("leaseToken", "s"),
+}  # fmt: skip
+NEW_JOB = {100: ("payload", "b"), 101: ("maxAttempts", "i"), 102: ("type", "s")}
+ENTRY_ERROR = {
+    100: ("_tag", "s"), 101: ("message", "s"), 102: ("field", "s"), 103: ("outcome", "s"), 104: ("retryAfter", "d"),
+}  # fmt: skip
+LEASED_RESULTS = {100: ("results", [{100: ("error", ENTRY_ERROR)}])}
 REF = {100: ("jobId", "s"), 101: ("requestId", REQUEST_ID)}
 # The field numbers of the contract, by operation: request and response. A list marks a repeated field.
 NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
@@ -59,11 +74,8 @@ NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
         {1: ("jobId", "s")},
     ),
     "claimJob": (
-        {1: ("workerId", "s"), 2: ("types", ["s"]), 100: ("requestId", REQUEST_ID)},
-        {
-            1: ("jobId", "s"), 2: ("payload", "b"), 3: ("type", "s"), 100: ("attempt", "i"),
-            101: ("leaseToken", "s"),
-        },
+        {1: ("workerId", "s"), 2: ("types", ["s"]), 100: ("requestId", REQUEST_ID), 101: ("wait", "d")},
+        CLAIMED,
     ),
     "heartbeat": (LEASED, {}),
     "completeJob": (LEASED | {101: ("requestId", REQUEST_ID)}, {}),
@@ -78,14 +90,19 @@ NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
         {},
         {
             1: ("total", "i"), 2: ("unclaimed", "i"), 3: ("inProgress", "i"), 4: ("brokerAddress", "s"),
-            100: ("completedTotal", "i"), 101: ("dead", "i"), 102: ("features", ["s"]),
+            100: ("completedTotal", "i"), 101: ("dead", "i"), 102: ("features", ["s"]), 103: ("segments", "i"),
+            104: ("waitingClaims", "i"),
+            105: ("commits", {
+                100: ("seconds", "d"), 101: ("writes", "i"), 102: ("bytes", "i"), 103: ("requests", "i"),
+                104: ("latencyP50", "d"), 105: ("latencyP99", "d"),
+            }),
         },
     ),
     "listJobs": (
-        {},
+        {100: ("limit", "i"), 101: ("cursor", "s"), 102: ("type", "s"), 103: ("status", "s")},
         {
             1: ("jobs", [JOB_INFO]), 2: ("total", "i"), 3: ("unclaimed", "i"), 4: ("inProgress", "i"),
-            5: ("completedTotal", "i"), 6: ("brokerAddress", "s"),
+            5: ("completedTotal", "i"), 6: ("brokerAddress", "s"), 100: ("truncated", "i"), 101: ("nextCursor", "s"),
         },
     ),
     "listDead": (
@@ -94,6 +111,21 @@ NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
     ),
     "requeueDead": (REF, {}),
     "deleteDead": (REF, {}),
+    "submitJobs": (
+        {100: ("jobs", [NEW_JOB]), 101: ("requestId", REQUEST_ID)},
+        {100: ("results", [{100: ("jobId", "s"), 101: ("error", ENTRY_ERROR)}])},
+    ),
+    "claimJobs": (
+        {
+            100: ("workerId", "s"), 101: ("types", ["s"]), 102: ("limit", "i"), 103: ("wait", "d"),
+            104: ("requestId", REQUEST_ID),
+        },
+        {100: ("jobs", [CLAIMED])},
+    ),
+    "completeJobs": (
+        {100: ("workerId", "s"), 101: ("jobs", [LEASE]), 102: ("requestId", REQUEST_ID)}, LEASED_RESULTS,
+    ),
+    "heartbeatJobs": ({100: ("workerId", "s"), 101: ("jobs", [LEASE])}, LEASED_RESULTS),
 }  # fmt: skip
 
 
@@ -107,8 +139,16 @@ class Refused(Exception):
 
 
 def text_of(fields: dict[str, Any]) -> bytes:
-    """JSON text of a request whose `payload`, if any, is JSON text already."""
-    parts = [f"{json.dumps(n)}:{v if n == 'payload' else json.dumps(v)}" for n, v in fields.items()]
+    """JSON text of a request whose payloads, if any, are JSON text already."""
+
+    def value_text(name: str, value: Any) -> str:
+        if name == "payload":
+            return str(value)
+        if name == "jobs":
+            return "[" + ",".join(text_of(job).decode() for job in value) + "]"
+        return json.dumps(value)
+
+    parts = [f"{json.dumps(name)}:{value_text(name, value)}" for name, value in fields.items()]
     return ("{" + ",".join(parts) + "}").encode()
 
 
@@ -146,6 +186,9 @@ def to_proto(fields: dict[str, Any], numbers: dict[int, Any]) -> bytes:
             if item == "i":
                 out += varint(number << 3) + varint(int(value))
                 continue
+            if item == "d":
+                out += varint(number << 3 | 1) + struct.pack("<d", value)
+                continue
             data = to_proto(value, item) if isinstance(item, dict) else value.encode()
             out += varint(number << 3 | 2) + varint(len(data)) + data
     return out
@@ -170,6 +213,10 @@ def from_proto(data: bytes, numbers: dict[int, Any]) -> dict[str, Any]:
         key = read()
         name, kind = numbers[key >> 3]
         item = kind[0] if isinstance(kind, list) else kind
+        if key & 7 == 1:
+            [fields[name]] = struct.unpack("<d", data[at : at + 8])
+            at += 8
+            continue
         value: Any = read()
         if key & 7 == 2:
             length, at = value, at + value
@@ -243,12 +290,15 @@ class ConnectJson:
         self.http = http
 
     async def call(self, method: str, **fields: Any) -> dict[str, Any]:
-        if "payload" in fields:
-            fields["payload"] = base64.b64encode(fields["payload"].encode()).decode()
-        answer = await self.http.post(f"{SERVICE}/{rpc(method)}", json=fields, headers=JSON)
+        answer = await self.http.post(f"{SERVICE}/{rpc(method)}", json=self._sent(fields), headers=JSON)
         if answer.status_code != 200:
             raise connect_refusal(answer)
         return self._plain(answer.json())
+
+    def _sent(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if "payload" in fields:
+            return fields | {"payload": base64.b64encode(fields["payload"].encode()).decode()}
+        return fields | {"jobs": [self._sent(job) for job in fields["jobs"]]} if "jobs" in fields else fields
 
     def _plain(self, fields: dict[str, Any]) -> dict[str, Any]:
         for name in ("createdAt", "heartbeat", "deadAt"):
@@ -382,7 +432,7 @@ class FakeClock:
         return self.wall
 
     def new_id(self) -> str:
-        return f"id-{next(self._ids)}"
+        return f"00000000-0000-4000-8000-{next(self._ids):012x}"
 
 
 class _Jumping(selectors.SelectSelector):
@@ -486,8 +536,9 @@ async def leading(store: FaultyStore, **settings: Any) -> AsyncIterator[Leader]:
     term = await begun(runner, has_bound=True)
     fresh_for = made.fresh_for(has_bound=True)
     commits = CommitLoop(
-        term, writer=writer, candidate=runner, settings=made, clock=clock, fresh_for=fresh_for
-    )
+        term, writer=writer, candidate=runner, settings=made, clock=clock,
+        segments=SegmentStore(store, made), fresh_for=fresh_for,
+    )  # fmt: skip
     ended = asyncio.create_task(commits.run())
     try:
         yield Leader(commits, ended)

@@ -126,9 +126,8 @@ async def test_a_broker_starts_and_keeps_leading_on_two_writes_a_minute(
         await asyncio.sleep(300)
         assert 8 <= store.throttle_stats().total_writes - written <= 10
         assert not life.done()
-        assert (
-            store.throttle_stats().total_reads <= 2
-        )  # no write was taken for lost while it waited for its turn
+        # One at start, one for garbage: no write was taken for lost while it waited for its turn.
+        assert store.throttle_stats().total_reads <= 3
 
 
 @in_fake_time

@@ -12,7 +12,7 @@ from broker.support import KEY, FaultyStore, in_fake_time, leading, until
 
 from osqueue_broker import BrokerSettings
 from osqueue_broker.inbox import Inbox
-from osqueue_broker.queue.apply import Mutation
+from osqueue_broker.queue.mutation import Mutation
 from osqueue_client import models, operations
 from osqueue_client.errors import (
     BrokerLeadershipError,

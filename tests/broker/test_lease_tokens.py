@@ -10,8 +10,10 @@ import pytest
 from broker.support import WIRES, FaultyStore, Refused, opened
 
 from osqueue_broker import BrokerServer
-from osqueue_broker.queue.apply import Mutation, apply, bury_exhausted
+from osqueue_broker.queue.apply import apply
 from osqueue_broker.queue.document import read_document, write_document
+from osqueue_broker.queue.leases import bury_exhausted
+from osqueue_broker.queue.mutation import Mutation
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_broker.queue.terms import EMPTY

@@ -15,8 +15,9 @@ from msgspec import Raw
 
 from osqueue_broker import BrokerServer
 from osqueue_broker.queue import once, sessions
-from osqueue_broker.queue.apply import Mutation, apply
+from osqueue_broker.queue.apply import apply
 from osqueue_broker.queue.document import read_document, write_document
+from osqueue_broker.queue.mutation import Mutation
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_broker.queue.terms import EMPTY
@@ -214,7 +215,7 @@ def test_what_had_no_effect_is_not_remembered(queue: Queue) -> None:
     assert "sessions" not in queue.document()
     job_id = queue.submit().job_id
     assert queue.claim(1, age_ms=5).job_id == job_id
-    assert queue.document()["sessions"][0]["answers"] == [[1, job_id, "id-4"]]
+    assert queue.document()["sessions"][0]["answers"] == [[1, None, "id-4"]]
 
 
 def test_clients_have_numbers_of_their_own(queue: Queue) -> None:
@@ -287,7 +288,7 @@ def test_only_what_may_be_asked_for_again_is_remembered(queue: Queue) -> None:
     claimed = queue.claim(4, lowest=3)
     queue.ask(operations.COMPLETE_JOB, 5, lowest=3, job_id=claimed.job_id, worker_id="w")
     assert queue.document()["sessions"] == [
-        {"id": "s", "lowest": 3, "answers": [[3, jobs[0]], [4, claimed.job_id, claimed.lease_token], [5]]}
+        {"id": "s", "lowest": 3, "answers": [[3, jobs[0]], [4, None, claimed.lease_token], [5]]}
     ]
     queue.claim(6, lowest=6, types=("none",))
     assert not queue.has_changed  # it is written with the next change

@@ -14,8 +14,10 @@ from broker.support import JSON, NUMBERS, SERVICE, FaultyStore, in_fake_time, le
 from websockets.asyncio.client import connect
 
 from osqueue_broker import BrokerServer, BrokerSettings
-from osqueue_broker.queue.apply import UNDELIVERED, Mutation, apply, undelivered
+from osqueue_broker.queue.apply import apply
+from osqueue_broker.queue.claims import UNDELIVERED, undelivered
 from osqueue_broker.queue.document import write_document
+from osqueue_broker.queue.mutation import Mutation
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_broker.queue.terms import EMPTY

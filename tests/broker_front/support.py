@@ -31,6 +31,11 @@ ANSWERS: dict[type[Model], Model] = {
     models.QueueStats: models.QueueStats(total=1, unclaimed=1, in_progress=0, broker_address="b:1"),
     models.JobList: models.JobList(jobs=(), total=0, unclaimed=0, in_progress=0, broker_address="b:1"),
     models.DeadJobList: models.DeadJobList(jobs=(), total=0),
+    models.JobsSubmitted: models.JobsSubmitted(results=(models.SubmittedEntry(job_id="id-1"),)),
+    models.ClaimedJobs: models.ClaimedJobs(
+        jobs=(models.ClaimedJob(job_id="id-1", payload=Raw(b'{"a":1.50}'), type="t", attempt=1),)
+    ),
+    models.LeasedResults: models.LeasedResults(results=(models.LeasedEntry(),)),
 }
 
 

@@ -31,7 +31,8 @@ FIELDS: dict[str, Any] = {
 
 def fields_for(operation: AnyOperation) -> dict[str, Any]:
     names = {field.json_name for field in wire_proto.messages_of(operation).request.desc().fields}
-    return {name: value for name, value in FIELDS.items() if name in names}
+    entry = {"payload": "MQ=="} if operation.name == "submitJobs" else {"jobId": "id-1"}
+    return {name: value for name, value in (FIELDS | {"jobs": [entry]}).items() if name in names}
 
 
 def assert_refused(

@@ -7,15 +7,13 @@ import gzip
 import logging
 
 import httpx
-import msgspec
 import pytest
 from broker_front.support import JSON, Front, RecordingService, front_app, raw_exchange, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from osqueue_client import models, wire_json, wire_proto
+from osqueue_client import models
 from osqueue_client.errors import BrokerLeadershipError, OsqueueError, QueueFullError, StorageBackendError
-from osqueue_client.models import Model
 from osqueue_client.operations import OPERATIONS, AnyOperation
 
 SECRET = "secret-of-the-store"
@@ -29,7 +27,7 @@ def concrete(path: str) -> str:
 async def test_every_operation_of_the_table_is_served(
     http: httpx.AsyncClient, service: RecordingService, operation: AnyOperation
 ) -> None:
-    body = {"workerId": "w", "error": {"type": "E", "message": "m"}}
+    body = {"workerId": "w", "error": {"type": "E", "message": "m"}, "jobs": [{"jobId": "id-1"}]}
     answer = await http.request(
         operation.http_method,
         concrete(operation.path),
@@ -311,35 +309,3 @@ async def test_whole_pairs_and_escaped_backslashes_are_taken_and_other_faults_ke
         answer = await http.post("/v1/jobs", content=bad, headers=JSON)
         assert answer.status_code == 400
         assert "surrogate" not in answer.json()["message"]
-
-
-async def test_a_list_is_encoded_once_until_it_changes(
-    service: RecordingService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[str] = []
-    convert = wire_proto.response_to_message
-
-    def counted(operation: AnyOperation, answer: Model) -> object:
-        made.append("connect")
-        return convert(operation, answer)
-
-    class CountingEncoder:
-        def encode(self, model: object) -> bytes:
-            made.append("rest")
-            return msgspec.json.encode(model)
-
-    monkeypatch.setattr(wire_proto, "response_to_message", counted)
-    monkeypatch.setattr(wire_json, "_encoder", CountingEncoder())
-    job = models.JobInfo(id="a", status="unclaimed", created_at=0, attempts=0, max_attempts=0, heartbeat=0)
-    listing = models.JobList(jobs=(job,), total=1, unclaimed=1, in_progress=0)
-    async with serving(front_app(service)) as front, httpx.AsyncClient(trust_env=False) as http:
-        for total in (1, 2):
-            for _ in range(3):
-                # The service gives a new object to each, around the same jobs.
-                service.answers[models.JobList] = msgspec.structs.replace(listing, total=total)
-                assert (await http.get(f"{front.http}/v1/jobs")).json()["total"] == total
-                answer = await http.post(f"{front.http}/osqueue.v1.QueueService/ListJobs", json={})
-                assert answer.json()["total"] == total
-                assert answer.json()["jobs"][0]["id"] == "a"
-            assert sorted(made) == ["connect", "rest"]
-            made.clear()

@@ -20,7 +20,6 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from osqueue_broker.connection import PiecewiseWebSocketProtocol
-from osqueue_broker.transport import Texts
 from osqueue_broker.websocket import MAX_BYTES_IN_FLIGHT, MAX_IN_FLIGHT, WebSocketEndpoint
 from osqueue_client import models, wire_json
 from osqueue_client.errors import LeaseLostError, QueueFullError
@@ -195,7 +194,7 @@ class Peer:
 async def test_messages_over_the_limit_are_not_kept_while_their_refusals_wait(
     service: RecordingService,
 ) -> None:
-    peer = Peer(WebSocketEndpoint(service, 1000, Texts()), lambda n: b'{"id":"%d","x":"' % n + b"x" * 100_000)
+    peer = Peer(WebSocketEndpoint(service, 1000), lambda n: b'{"id":"%d","x":"' % n + b"x" * 100_000)
     tracemalloc.start()
     try:
         assert await peer.sent_in_all() == MAX_IN_FLIGHT
@@ -209,7 +208,7 @@ async def test_what_is_under_way_is_bounded_by_its_bytes(service: RecordingServi
     service.gate.clear()
     size = 500_000
     body = b'{"id":1,"method":"submitJob","params":{"payload":"' + b"x" * size + b'"}}'
-    peer = Peer(WebSocketEndpoint(service, 1_000_000, Texts()), lambda _: body)
+    peer = Peer(WebSocketEndpoint(service, 1_000_000), lambda _: body)
     assert await peer.sent_in_all() == MAX_BYTES_IN_FLIGHT // size + 1
     assert service.cancelled == len(service.calls) == peer.sent - 1
 
@@ -226,7 +225,7 @@ async def test_one_answer_is_made_at_a_time_and_one_list_is_asked_for(
 
     monkeypatch.setattr(wire_json, "encode", encode)
     text = b'{"id":1,"method":"%b","params":{"workerId":"w"}}' % method.encode()
-    peer = Peer(WebSocketEndpoint(service, 1000, Texts(wire_json.encode)), lambda _: text)
+    peer = Peer(WebSocketEndpoint(service, 1000), lambda _: text)
     assert await peer.sent_in_all() == MAX_IN_FLIGHT
     assert (len(service.calls), len(made)) == (calls, 1)
 

@@ -38,8 +38,9 @@ MUTANTS: Final = (
         "        superseded_by = await self._write(broker=leader)\n"
         "        has_landed = superseded_by is None or superseded_by.holds_ours\n"
         "        if has_landed:\n"
-        "            self._inbox.answer(applied.answers)\n",
-        "        self._inbox.answer(applied.answers)\n"
+        "            self._written.requests += applied.changes\n"
+        "            self._answer(applied)\n",
+        "        self._answer(applied)\n"
         "        superseded_by = await self._write(broker=leader)\n"
         "        has_landed = superseded_by is None or superseded_by.holds_ours\n",
         25,
@@ -108,18 +109,16 @@ MUTANTS: Final = (
     ),
     Mutant(
         "heartbeat without token check",
-        f"{BROKER}/queue/apply.py",
-        "    state.heartbeat(_leased(state, request), now)\n",
-        "    state.heartbeat(\n"
-        "        _leased(state, models.LeasedJob(job_id=request.job_id, worker_id=request.worker_id)), now\n"
-        "    )\n",
+        f"{BROKER}/queue/leases.py",
+        "    state.heartbeat(_leased(state, request.job_id, request.worker_id, request.lease_token), now)\n",
+        "    state.heartbeat(_leased(state, request.job_id, request.worker_id, None), now)\n",
         100,
     ),
     Mutant(
         "complete without token check",
-        f"{BROKER}/queue/apply.py",
-        "    state.complete(_leased(state, request))\n",
-        "    state.complete(_leased(state, models.LeasedJob(job_id=request.job_id, worker_id=request.worker_id)))\n",
+        f"{BROKER}/queue/leases.py",
+        "    state.complete(_leased(state, request.job_id, request.worker_id, request.lease_token))\n",
+        "    state.complete(_leased(state, request.job_id, request.worker_id, None))\n",
         100,
     ),
     Mutant(
@@ -171,8 +170,8 @@ MUTANTS: Final = (
         f"{BROKER}/commit_loop.py",
         "        superseded_by = await self._write(broker=leader)\n        has_landed",
         "        if not applied.has_changed:\n"
-        "            self._inbox.answer(applied.answers)\n"
-        "            applied = type(applied)([], False)\n"
+        "            self._answer(applied)\n"
+        "            applied = type(applied)([], [], [], 0)\n"
         "        superseded_by = await self._write(broker=leader)\n        has_landed",
         200,
     ),
@@ -255,7 +254,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "take back at once a lease that may be asked for again",
-        f"{BROKER}/queue/apply.py",
+        f"{BROKER}/queue/claims.py",
         "UNCONFIRMED_TIMEOUT if request.may_be_repeated else 0.0",
         "0.0",
         100,

@@ -16,7 +16,7 @@ from . import rest
 from .connect import ConnectApplication
 from .origins import CrossOrigin, Origins
 from .rest import WEBSOCKET_PATH
-from .transport import Service, Texts
+from .transport import Service
 from .websocket import WebSocketEndpoint
 
 logger = logging.getLogger("osqueue.broker")
@@ -28,10 +28,9 @@ class BrokerApp:
     """The composed application, to serve or to mount below any path. `drain` ends its WebSocket sessions."""
 
     def __init__(self, service: Service, *, origins: Origins, max_request_bytes: int) -> None:
-        texts = Texts()
-        self._websocket = WebSocketEndpoint(service, max_request_bytes, texts)
+        self._websocket = WebSocketEndpoint(service, max_request_bytes)
         dispatch = _Dispatch(
-            rest.endpoints(service, max_request_bytes, texts),
+            rest.endpoints(service, max_request_bytes),
             ConnectApplication(service, max_request_bytes),
             self._websocket,
         )

@@ -19,6 +19,7 @@ from .document_writer import DocumentWriter
 from .leadership import Candidate, Term
 from .reaching import Connect, connect
 from .readiness import Readiness
+from .segment_store import SegmentStore
 from .service import QueueService
 from .settings import DOCUMENT_KEY, BrokerSettings
 from .trial import try_store
@@ -179,6 +180,7 @@ class Broker:
         """Serve a term to its end. Raises `_Stopped` after the hand-over, and what ends the life of this broker."""
         self._commits = CommitLoop(
             term, writer=self._writer, candidate=self._candidate, settings=self._settings, clock=self._clock,
+            segments=SegmentStore(self._storage, self._settings),
             fresh_for=self._settings.fresh_for(has_bound=self._has_bound),
         )  # fmt: skip
         if self._is_draining.is_set():
@@ -196,8 +198,9 @@ class Broker:
         else:
             raise _Stopped
         finally:
-            self._commits = None
+            commits, self._commits = self._commits, None
             self.leads.clear()
+            await commits.aclose()
 
     async def _until_draining(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns; cancel it and raise `_Stopped` when nothing is to be begun any more."""

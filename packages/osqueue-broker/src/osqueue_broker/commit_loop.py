@@ -8,19 +8,23 @@ import logging
 from typing import Final
 
 from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
-from osqueue_client.models import Model
+from osqueue_client.models import CommitStats, Model
 from osqueue_storage import StoredObject
 
 from .clock import Clock
 from .document_writer import DocumentWriter, Gone, Landed, Superseded
 from .inbox import Inbox
 from .leadership import Candidate, Term
-from .queue.apply import Mutation, answer_without_commit, apply
+from .queue.apply import Applied, answer_without_commit, apply
 from .queue.document import read_header, write_document
+from .queue.mutation import Mutation
 from .queue.rules import Now
 from .queue.terms import Header
 from .readiness import Readiness
+from .segment_keeper import SegmentKeeper
+from .segment_store import SegmentStore
 from .settings import BrokerSettings
+from .written import Written
 
 logger = logging.getLogger("osqueue.broker.commit")
 
@@ -48,6 +52,7 @@ class CommitLoop:
         candidate: Candidate,
         settings: BrokerSettings,
         clock: Clock,
+        segments: SegmentStore,
         fresh_for: float,
     ) -> None:
         self._term = term
@@ -56,6 +61,10 @@ class CommitLoop:
         self._settings = settings
         self._clock = clock
         self._inbox = Inbox(settings)
+        self._segments = SegmentKeeper(
+            segments, settings=settings, clock=clock, put=self._inbox.put_own, resume=self._inbox.resume
+        )
+        self._written = Written(clock.monotonic())
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._fresh_for = fresh_for
@@ -71,6 +80,10 @@ class CommitLoop:
         """The document as it was last committed."""
         return self._term.body
 
+    def written(self) -> CommitStats:
+        """Return what this term has written so far."""
+        return self._written.stats(self._clock.monotonic())
+
     def put(self, mutation: Mutation, size: int = 0) -> asyncio.Future[Model]:
         """Queue a request for the next batch; see `Inbox.put`."""
         return self._inbox.put(mutation, size)
@@ -82,8 +95,12 @@ class CommitLoop:
         return Readiness("ready" if self._is_fresh() else "stale")
 
     def drain(self) -> None:
-        """Answer nothing without a commit from now on: who finds the port closed may take over at any moment."""
+        """Answer nothing without a commit from now on: who finds the port closed may take over at any moment.
+
+        Claims that wait for a job are turned away: they would hold up the end.
+        """
         self._is_draining = True
+        self._inbox.end_waits(BrokerLeadershipError("this broker stops", outcome="not_applied"))
 
     def stop(self) -> None:
         """Have `run` commit what waits, hand the leadership over, and return."""
@@ -103,6 +120,7 @@ class CommitLoop:
         as surely not applied.
         """
         try:
+            self._segments.begin(self._term.state, self._term.header)
             while not self._stopping:
                 await self._wait()
                 if not self._stopping:
@@ -118,30 +136,49 @@ class CommitLoop:
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
+            self._segments.stop()
+
+    async def aclose(self) -> None:
+        """Wait for what `run` has left behind when it ended."""
+        await self._segments.aclose()
 
     # One batch
 
     async def _run_batch(self, *, leader: str | None) -> bool:
         """Apply what waits, write what has changed, and answer; return whether a commit has landed."""
         now = self._now()
+        state = self._term.state
+        for new_id in self._inbox.take_withdrawn():
+            state.waiting_claims.remove(new_id)
         batch = self._inbox.take()
-        applied = apply(self._term.state, [waiting.mutation for waiting in batch], now)
+        applied = apply(state, [waiting.mutation for waiting in batch], now)
         owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
+        for segment in applied.needed:
+            self._segments.need(segment)
         if not owes_commit and (not batch or self._is_fresh()):
-            self._inbox.answer(applied.answers)
+            self._answer(applied)
             return False
         superseded_by = await self._write(broker=leader)
         has_landed = superseded_by is None or superseded_by.holds_ours
         if has_landed:
-            self._inbox.answer(applied.answers)
+            self._written.requests += applied.changes
+            self._answer(applied)
         if superseded_by is not None and not (has_landed and leader is None):
             await self._end_term(superseded_by.found)
         return has_landed
 
+    def _answer(self, applied: Applied) -> None:
+        self._inbox.answer(applied.answers)
+        if applied.late:
+            self._inbox.answer_late(applied)
+
     def _answer_quiet(self) -> None:
         """Answer what never needs a write, from the committed state."""
         mutations = [waiting.mutation for waiting in self._inbox.take_quiet()]
-        self._inbox.answer(answer_without_commit(self._term.state, mutations, self._now()))
+        applied = answer_without_commit(self._term.state, mutations, self._now())
+        for segment in applied.needed:
+            self._segments.need(segment)
+        self._answer(applied)
 
     async def _write(self, *, broker: str | None) -> Superseded | None:
         """Write the state; return None when it has landed, else by what it was superseded."""
@@ -158,6 +195,9 @@ class CommitLoop:
                 landed_at = self._clock.monotonic()
                 self._patience = min(sent_at - began_at + (landed_at - sent_at) / 4, _LONGEST_GATHERING)
                 self._term = Term(term.state, header, version, sent_at, body)
+                self._written.note(len(body), landed_at - sent_at)
+                if not self._stopping:
+                    self._segments.after_commit(header, len(body))
                 return None
             case Superseded() as superseded:
                 return superseded
@@ -169,7 +209,9 @@ class CommitLoop:
 
     async def _end_term(self, found: StoredObject) -> None:
         """Never write from this memory again: begin a new term upon what was found if it is still ours to lead."""
-        self._inbox.refuse_taken(_lost_to(read_header(found.body).broker))
+        lost = _lost_to(read_header(found.body).broker)
+        self._inbox.refuse_taken(lost)
+        self._inbox.end_waits(lost)
         end: Term | StoredObject = found
         while not isinstance(end, Term):
             header = read_header(end.body)
@@ -180,6 +222,9 @@ class CommitLoop:
             logger.warning("document_rewritten", extra={"leader": header.broker})
             end = await self._candidate.take_over(end)
         self._term = end
+        self._segments.begin(end.state, end.header)
+        self._inbox.resume()  # the segments that were waited for are those of the old state
+        self._written = Written(self._clock.monotonic())
         self._served = 0.0
         self._seen_at = self._clock.monotonic()
 
@@ -227,8 +272,9 @@ class CommitLoop:
         """Return when there is something to do, and the store may be written again."""
         if not len(self._inbox) and not self._stopping:
             due = self._sign_of_life_in()
-            lease = self._lease_expires_in()
-            self._set_alarm(due if lease is None else min(due, lease))
+            for other in (self._lease_expires_in(), self._inbox.next_wait_ends_in()):
+                due = due if other is None else min(due, other)
+            self._set_alarm(due)
             await self._inbox.wait()
         while (spacing := self._writer.due_in()) and not self._stopping:
             if not self._is_fresh():

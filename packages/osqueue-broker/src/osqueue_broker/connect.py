@@ -29,15 +29,18 @@ from osqueue_client.errors import (
     StorageBackendError,
     wire_fields,
 )
-from osqueue_client.models import JobList, Model
+from osqueue_client.models import Model
 from osqueue_client.operations import OPERATIONS, SERVICE_NAME, AnyOperation
 
-from .connect_codec import AnyMessage, JsonMessageCodec, MessageCodec, OneMemberGzip, Unwritten
+from . import connect_grpc
+from .connect_codec import AnyMessage, JsonMessageCodec, MessageCodec, OneMemberGzip
 from .transport import (
+    ClientLeft,
     NotTaken,
     NotThere,
     Service,
     UnknownMedia,
+    call_while_connected,
     error_headers,
     has_left,
     refuse_lone_surrogate,
@@ -61,10 +64,11 @@ class _Delivery:
     The endpoint sees the answer, but not what becomes of it; here it is the other way round.
     """
 
-    __slots__ = ("_call", "_is_over", "_scope", "_send", "_service")
+    __slots__ = ("_call", "_is_over", "_scope", "_send", "_service", "receive")
 
-    def __init__(self, service: Service, scope: Scope, send: Send) -> None:
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service = service
+        self.receive = receive
         self._scope = scope
         self._send = send
         self._call: tuple[AnyOperation, Model, Model] | None = None
@@ -78,7 +82,10 @@ class _Delivery:
         if message["type"] == "http.response.start" and (message["status"] != 200 or has_left(self._scope)):
             self.end()
         await self._send(message)
-        self._is_over = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if message["type"] == "http.response.body":
+            self._is_over = not message.get("more_body", False)
+        elif message["type"] == "http.response.trailers":  # gRPC says only here how a call has ended
+            self._is_over = (b"grpc-status", b"0") in message["headers"]
 
     def end(self) -> None:
         """Tell the service if the answer was not sent in full."""
@@ -116,9 +123,9 @@ class ConnectApplication(ConnectASGIApplication[Service]):
         try:
             scope = _checked(scope)
         except BrokerProtocolError as error:
-            await _send_refusal(send, error)
+            await _send_refusal(scope, send, error)
             return
-        delivery = _Delivery(self._called, scope, send)
+        delivery = _Delivery(self._called, scope, receive, send)
         _delivery.set(delivery)
         try:
             await super().__call__(scope, receive, delivery.send)
@@ -170,10 +177,12 @@ def _endpoint(
                 refuse_lone_surrogate(b'{"payload":%b}' % getattr(message, "payload", b""), operation.name)
             raise
         request = wire_json.require_job_id(operation, request)
-        answer = await service.call(operation, request)
-        _delivery.get().expect(operation, request, answer)
-        if isinstance(answer, JobList):
-            return Unwritten(answer)
+        delivery = _delivery.get()
+        try:
+            answer = await call_while_connected(service, operation, request, delivery.receive)
+        except ClientLeft:
+            raise ConnectError(Code.CANCELED, "the client hung up") from None
+        delivery.expect(operation, request, answer)
         return wire_proto.response_to_message(operation, answer)
 
     handler: Callable[[AnyMessage, Context], Awaitable[AnyMessage]] = function
@@ -212,12 +221,18 @@ class _Errors:
             case Code.DEADLINE_EXCEEDED | Code.CANCELED:
                 text = f"{error.message} before the store had answered"
                 return StorageBackendError(text, outcome="unknown"), error.code
+            case Code.INTERNAL if error.message.startswith("protocol error"):  # how a gRPC message is packed
+                return BrokerProtocolError(error.message), error.code
             case _:
                 return unexpected(error), Code.INTERNAL
 
 
-async def _send_refusal(send: Send, error: OsqueueError) -> None:
-    """Send what is refused before connectrpc sees it as an error of the Connect protocol."""
+async def _send_refusal(scope: Scope, send: Send, error: OsqueueError) -> None:
+    """Send what is refused before connectrpc sees it as an error of the Connect protocol, or of gRPC."""
+    if connect_grpc.is_grpc(scope):
+        refusal = ConnectError(Code(error.connect_code), error.message, details=[_detail(error)])
+        await connect_grpc.send_refusal(send, refusal, [(TAG_HEADER.encode(), error.tag.encode())])
+        return
     detail = ErrorDetail(_detail(error))
     body = {
         "code": error.connect_code,
@@ -264,12 +279,16 @@ def _checked(scope: Scope) -> Scope:
                 f"{operation.name}: connect-timeout-ms must be a whole number of at most 10 digits, not "
                 + (value.decode() or "empty")
             )
+        elif name == b"grpc-timeout":
+            connect_grpc.check_timeout(value, operation.name)
     if is_get:
         encoding = parse_qs(scope["query_string"].decode()).get("encoding", [""])[0]
         if f"application/{encoding}" not in _CONTENT_TYPES:
             raise UnknownMedia(f"{operation.name}: encoding must be proto or json, not {encoding or 'none'}")
         return _without_content_type(scope) if kind else scope
     if kind in _CONTENT_TYPES or kind.partition(";")[0].strip().lower() in _CONTENT_TYPES:
+        return scope
+    if connect_grpc.is_grpc(scope):
         return scope
     known = " or ".join(_CONTENT_TYPES)
     raise UnknownMedia(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any, Final
 
 from connectrpc.code import Code
@@ -14,12 +13,10 @@ from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError
 from protobuf import Message
 
-from osqueue_client import wire_json, wire_proto
+from osqueue_client import wire_json
 from osqueue_client.errors import BrokerProtocolError
-from osqueue_client.models import JobList
-from osqueue_client.operations import LIST_JOBS
 
-from .transport import Texts, refuse_lone_surrogate, unexpected
+from .transport import refuse_lone_surrogate, unexpected
 
 _PROTO_FIELD: Final = re.compile(r"for field [\w.]+\.(\w+)")
 _STORED_UP_TO: Final = 1024
@@ -27,27 +24,17 @@ _STORED_UP_TO: Final = 1024
 AnyMessage = Message[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Unwritten:
-    """A job list on its way to the codec, which may have its text already."""
-
-    listing: JobList
-
-
 class MessageCodec(Codec[AnyMessage, AnyMessage]):
-    """A codec of connectrpc that says in our words what is wrong with a message, and keeps the text of a list."""
+    """A codec of connectrpc that says in our words what is wrong with a message."""
 
     def __init__(self, codec: Codec[AnyMessage, AnyMessage]) -> None:
         self._codec = codec
-        self._lists = Texts(lambda listing: codec.encode(wire_proto.response_to_message(LIST_JOBS, listing)))
 
     def name(self) -> str:
         return self._codec.name()
 
-    def encode(self, message: AnyMessage | Unwritten) -> bytes:
+    def encode(self, message: AnyMessage) -> bytes:
         try:
-            if isinstance(message, Unwritten):
-                return self._lists.of(message.listing)
             return self._codec.encode(message)
         except Exception as error:  # noqa: BLE001  # whatever it is
             raise ConnectError(Code.INTERNAL, unexpected(error).message) from None  # its own text stays here

@@ -7,20 +7,30 @@ import copy
 import math
 from collections import deque
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 from typing import Final
+
+import msgspec
 
 from osqueue_client.errors import OsqueueError, QueueFullError, StorageBackendError
 from osqueue_client.models import Model
 
-from .queue.apply import UNDELIVERED, Mutation, never_changes, undelivered
+from .queue.apply import Applied, never_changes
+from .queue.claims import UNDELIVERED, undelivered
+from .queue.mutation import FOR_JOB, Answer, Mutation
+from .queue.sealing import SEAL
+from .queue.segment import SegmentNeeded
 from .settings import BrokerSettings
+
+_OWN: Final = (UNDELIVERED, SEAL)
+"""What the broker asks of itself: it is always taken, and waits as long as it takes."""
 
 _SWEEP_INTERVAL: Final = 0.1
 """Seconds between two searches of a full inbox for requests whose callers have gone."""
 
 
 class Waiting:
-    """One request, and where its answer goes."""
+    """One request, and where its answer goes. The commit loop's, until it is answered."""
 
     __slots__ = ("answer", "arrived_at", "mutation", "size")
 
@@ -60,6 +70,9 @@ class Inbox:
     A request that waits longer than `request_timeout` is answered with `StorageBackendError`, which tells
     whether it may have had an effect. The timer for it runs only while something waits. An answer that finds its
     caller gone is followed by what has to be done about that (`UNDELIVERED`), which waits as long as it takes.
+
+    A claim that waits for a job is held until it is answered late, its caller has gone, or its `wait` is over: then it
+    is taken once more, as one that does not wait.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -70,15 +83,20 @@ class Inbox:
         self._all_callers: asyncio.Event | None = None
         self._quiet: deque[Waiting] = deque()
         self._pending: deque[Waiting] = deque()
-        self._undelivered: deque[Waiting] = deque()
+        self._own: deque[Waiting] = deque()
         self._bytes = 0
         self._taken: list[Waiting] = []
+        self._held: dict[str, Waiting] = {}
+        self._waits_end: list[tuple[float, str]] = []
+        self._withdrawn: list[str] = []
+        self._deferred: dict[str, list[Waiting]] = {}
+        self._deferred_count = 0
         self._next_sweep_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed_with: OsqueueError | None = None
 
     def __len__(self) -> int:
-        return len(self._pending) + len(self._quiet) + len(self._undelivered)
+        return len(self._pending) + len(self._quiet) + len(self._own)
 
     def put(self, mutation: Mutation, size: int) -> asyncio.Future[Model]:
         """Add a request; return the future of its answer. Cancelling it before it is taken withdraws it.
@@ -87,8 +105,8 @@ class Inbox:
         """
         if self._closed_with is not None:
             raise copy.copy(self._closed_with)  # one raised again and again would collect tracebacks
-        if mutation.operation is UNDELIVERED:
-            return self._put_undelivered(mutation)
+        if mutation.operation in _OWN:
+            return self.put_own(mutation)
         if self._is_full(size):
             if self._loop.time() >= self._next_sweep_at:
                 self._next_sweep_at = self._loop.time() + _SWEEP_INTERVAL
@@ -109,16 +127,17 @@ class Inbox:
             self._set_alarm()
         return answer
 
-    def _put_undelivered(self, mutation: Mutation) -> asyncio.Future[Model]:
+    def put_own(self, mutation: Mutation) -> asyncio.Future[Model]:
+        """Add a request of the broker to itself; see `put`."""
         answer: asyncio.Future[Model] = self._loop.create_future()
         answer.add_done_callback(_retrieve)
-        self._undelivered.append(Waiting(mutation, 0, answer, self._loop.time()))
+        self._own.append(Waiting(mutation, 0, answer, self._loop.time()))
         self._arrived.set()
         return answer
 
     def take(self) -> list[Waiting]:
         """Return all that wait, what never changes anything first; those that were withdrawn are left out."""
-        queues = self._quiet, self._undelivered, self._pending
+        queues = self._quiet, self._own, self._pending
         batch = [waiting for queue in queues for waiting in queue if not waiting.is_over]
         for queue in queues:
             queue.clear()
@@ -126,6 +145,37 @@ class Inbox:
         self._arrived.clear()
         self._taken = batch
         return batch
+
+    def take_withdrawn(self) -> list[str]:
+        """Return the claims that wait for a job no more, by their `new_id`.
+
+        Their callers have gone, or their time is up; the latter are taken with the next batch.
+        """
+        now = self._loop.time()
+        while self._waits_end and self._waits_end[0][0] <= now:
+            _, new_id = heappop(self._waits_end)
+            held = self._held.pop(new_id, None)
+            if held is None or held.is_over:
+                continue
+            self._withdrawn.append(new_id)
+            held.mutation = _without_wait(held.mutation)
+            held.arrived_at = now
+            self._pending.append(held)
+        withdrawn, self._withdrawn = self._withdrawn, []
+        return withdrawn
+
+    def next_wait_ends_in(self) -> float | None:
+        """Seconds until a claim has waited long enough for a job; None if none waits."""
+        while self._waits_end and self._waits_end[0][1] not in self._held:
+            heappop(self._waits_end)
+        return self._waits_end[0][0] - self._loop.time() if self._waits_end else None
+
+    def end_waits(self, error: OsqueueError) -> None:
+        """Answer the claims that wait for a job, and have no effect, with an error."""
+        held, self._held = self._held, {}
+        for new_id, waiting in held.items():
+            self._withdrawn.append(new_id)
+            waiting.give(copy.copy(error))
 
     def take_quiet(self) -> list[Waiting]:
         """Return those that wait and never change anything."""
@@ -136,15 +186,69 @@ class Inbox:
         self._taken = batch
         return batch
 
-    def answer(self, outcomes: Iterable[Model | OsqueueError]) -> None:
-        """Answer what was taken, in one sweep."""
+    def answer(self, outcomes: Iterable[Answer]) -> None:
+        """Answer what was taken, in one sweep, but for what has to wait for a job or for a segment."""
         batch, self._taken = self._taken, []
         self._callers = len(batch) + len(self)
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.give(outcome) or isinstance(outcome, OsqueueError):
-                continue
-            if (mutation := undelivered(waiting.mutation.request, outcome)) is not None:
-                self._put_undelivered(mutation)
+            if outcome is FOR_JOB:
+                self._callers -= 1
+                self._hold(waiting)
+            elif isinstance(outcome, SegmentNeeded):
+                self._defer(waiting, outcome)
+            elif not waiting.give(outcome):
+                self._take_back(waiting.mutation.request, outcome)
+
+    def answer_late(self, applied: Applied) -> None:
+        """Answer the claims that have waited for a job until now."""
+        for mutation, outcome in applied.late:
+            assert outcome is not FOR_JOB, "it was tried because there is a job for it"
+            waiting = self._held.pop(mutation.new_id, None)
+            if isinstance(outcome, SegmentNeeded):
+                if waiting is not None:
+                    self._defer(waiting, outcome)
+            elif waiting is None or not waiting.give(outcome):
+                self._take_back(mutation.request, outcome)
+            else:
+                self._callers += 1
+
+    def resume(self, segment: str | None = None) -> None:
+        """Take with the next batch what waited for a segment, or for any."""
+        for name in [segment] if segment is not None else list(self._deferred):
+            waiting = self._deferred.pop(name, [])
+            self._deferred_count -= len(waiting)
+            self._pending.extendleft(reversed(waiting))
+        if self._pending:
+            self._arrived.set()
+
+    def _defer(self, waiting: Waiting, needed: SegmentNeeded) -> None:
+        if needed.segment.contents is not None or needed.segment.is_lost:  # read while the batch was written
+            self._pending.append(waiting)
+            self._arrived.set()
+            return
+        self._deferred.setdefault(needed.segment.id, []).append(waiting)
+        self._deferred_count += 1
+
+    def _hold(self, waiting: Waiting) -> None:
+        new_id = waiting.mutation.new_id
+        if waiting.is_over:
+            self._withdrawn.append(new_id)
+            return
+        self._held[new_id] = waiting
+        wait: float = getattr(waiting.mutation.request, "wait", 0.0)
+        heappush(self._waits_end, (waiting.arrived_at + wait, new_id))
+        if len(self._waits_end) > 2 * len(self._held) + 64:
+            self._waits_end = [end for end in self._waits_end if end[1] in self._held]
+            heapify(self._waits_end)
+        waiting.answer.add_done_callback(lambda _: self._let_go(new_id))
+
+    def _let_go(self, new_id: str) -> None:
+        if self._held.pop(new_id, None) is not None:
+            self._withdrawn.append(new_id)
+
+    def _take_back(self, request: Model, outcome: Model | OsqueueError) -> None:
+        if isinstance(outcome, Model) and (mutation := undelivered(request, outcome)) is not None:
+            self.put_own(mutation)
 
     def refuse_taken(self, error: OsqueueError) -> None:
         """Answer all that was taken with the same error."""
@@ -183,15 +287,20 @@ class Inbox:
         self.refuse_taken(error)
         self._closed_with = copy.copy(error)
         self._closed_with.outcome = "not_applied"
+        self.resume()
         self.take()
         self.refuse_taken(self._closed_with)
+        self.end_waits(self._closed_with)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
 
     def _is_full(self, size: int) -> bool:
         settings = self._settings
-        return len(self) >= settings.max_pending or self._bytes + size > settings.max_pending_bytes
+        return (
+            len(self) + self._deferred_count >= settings.max_pending
+            or self._bytes + size > settings.max_pending_bytes
+        )
 
     def _drop_withdrawn(self) -> None:
         for queue in (self._quiet, self._pending):
@@ -207,7 +316,7 @@ class Inbox:
     def _on_alarm(self) -> None:
         self._alarm = None
         self.give_up(arrived_before=self._loop.time() - self._settings.request_timeout)
-        if len(self) or self._taken:
+        if len(self) or self._taken or self._deferred:
             self._set_alarm()
 
     def give_up(self, *, arrived_before: float = math.inf) -> None:
@@ -215,12 +324,16 @@ class Inbox:
         for waiting in self._taken:
             if waiting.arrived_at <= arrived_before:
                 waiting.give(_unconfirmed())
-        for queue in (self._quiet, self._pending):
+        for queue in (self._quiet, self._pending, *self._deferred.values()):
             for waiting in queue:
                 if waiting.arrived_at > arrived_before:
                     break
                 waiting.give(_unanswered())
         self._drop_withdrawn()
+
+
+def _without_wait(claim: Mutation) -> Mutation:
+    return Mutation(claim.operation, msgspec.structs.replace(claim.request, wait=None), claim.new_id)
 
 
 def _unconfirmed() -> StorageBackendError:

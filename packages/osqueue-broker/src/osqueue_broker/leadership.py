@@ -14,8 +14,8 @@ from osqueue_storage import StorageBackend, StoredObject
 
 from .clock import Clock
 from .document_writer import DocumentWriter, Gone, Landed, Superseded
-from .queue.apply import bury_exhausted
 from .queue.document import read_document, read_header, write_document
+from .queue.leases import bury_exhausted
 from .queue.rules import Now
 from .queue.state import QueueState
 from .queue.terms import EMPTY, Header, Right, right_to_lead

@@ -22,13 +22,14 @@ from osqueue_client.operations import OPERATIONS, AnyOperation
 from .openapi import PAGES, READINESS, openapi_document
 from .transport import (
     JSON,
+    ClientLeft,
     HeaderPairs,
     NeedsUpgrade,
     NotTaken,
     NotThere,
     Service,
-    Texts,
     UnknownMedia,
+    call_while_connected,
     decode_request,
     has_left,
     refuse_handshake,
@@ -42,13 +43,13 @@ WEBSOCKET_PATH: Final = "/v1/ws"
 _QUERY_FIELDS: Final = 64
 
 
-def endpoints(service: Service, max_request_bytes: int, texts: Texts) -> dict[str, ASGIApp]:
+def endpoints(service: Service, max_request_bytes: int) -> dict[str, ASGIApp]:
     """Return the application of each path. A path may hold `{jobId}`."""
     apps: dict[str, dict[str, ASGIApp]] = {}
     for operation in OPERATIONS:
         kind = _Query if operation.is_read else _Body
         apps.setdefault(operation.path, {})[operation.http_method] = kind(
-            operation, service, max_request_bytes, texts
+            operation, service, max_request_bytes
         )
     document = openapi_document()
 
@@ -125,18 +126,13 @@ class _Page:
             await send_json(send, body)
 
 
-class _ClientLeft(Exception):
-    """The connection ended before the request did: there is nobody to answer."""
-
-
 class _Endpoint(ABC):
     """One operation; a subclass says where its request stands."""
 
-    def __init__(self, operation: AnyOperation, service: Service, limit: int, texts: Texts) -> None:
+    def __init__(self, operation: AnyOperation, service: Service, limit: int) -> None:
         self._operation = operation
         self._service = service
         self._limit = limit
-        self._texts = texts
 
     @abstractmethod
     async def _request(self, scope: Scope, receive: Receive) -> Model: ...
@@ -144,11 +140,11 @@ class _Endpoint(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             request = await self._request(scope, receive)
-            answer = await self._service.call(self._operation, request)
-            body = self._texts.of(answer) if self._operation.success_status == 200 else b""
+            answer = await call_while_connected(self._service, self._operation, request, receive)
+            body = wire_json.encode(answer) if self._operation.success_status == 200 else b""
         except OsqueueError as error:
             await send_error(send, error)
-        except _ClientLeft:
+        except ClientLeft:
             return
         except Exception as error:  # noqa: BLE001  # a fault of ours is answered, and the connection kept
             await send_error(send, unexpected(error))
@@ -186,8 +182,8 @@ class _Query(_Endpoint):
 class _Body(_Endpoint):
     """An operation whose request stands in the body, its job's id in the path."""
 
-    def __init__(self, operation: AnyOperation, service: Service, limit: int, texts: Texts) -> None:
-        super().__init__(operation, service, limit, texts)
+    def __init__(self, operation: AnyOperation, service: Service, limit: int) -> None:
+        super().__init__(operation, service, limit)
         fields = msgspec.structs.fields(operation.request)
         self._path_says_all = operation.names_job and not any(field.required for field in fields)
 
@@ -251,7 +247,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         message = await receive()
         body = message.get("body", b"")
         size += len(body)
-    raise _ClientLeft
+    raise ClientLeft
 
 
 def _told(value: bytes | None) -> str:

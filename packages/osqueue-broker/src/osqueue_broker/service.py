@@ -13,23 +13,26 @@ from msgspec import Raw
 
 from osqueue_client.errors import BrokerLeadershipError, OsqueueError
 from osqueue_client.models import JobList, Model, QueueStats
-from osqueue_client.operations import CLAIM_JOB, GET_STATS, SUBMIT_JOB, Operation
+from osqueue_client.operations import CLAIM_JOB, CLAIM_JOBS, GET_STATS, SUBMIT_JOB, SUBMIT_JOBS, Operation
 from osqueue_storage import StorageBackend, Throttled
 
 from .clock import Clock
 from .commit_loop import CommitLoop
-from .queue.apply import Mutation, undelivered
+from .queue.claims import undelivered
+from .queue.ids import time_ordered
+from .queue.mutation import Mutation
 from .readiness import Readiness
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
-FEATURES: Final = ("fail", "dead", "requestIds", "leaseTokens")
+FEATURES: Final = ("fail", "dead", "requestIds", "leaseTokens", "batch", "wait", "pages")
 """What this broker adds to the old protocol: `failJob`; `listDead`, `requeueDead` and `deleteDead`; `requestId` in what
-changes the queue; `leaseToken` in claims and in what a lease is needed for."""
+changes the queue; `leaseToken` in claims and in what a lease is needed for; `submitJobs`, `claimJobs`, `completeJobs`
+and `heartbeatJobs`; `wait` in claims; pages and filters in `listJobs`."""
 
-_MAKES_ID: Final = frozenset({SUBMIT_JOB.name, CLAIM_JOB.name})
-"""Operations that need a new id: of a job, of a lease."""
+_MAKES_JOB: Final = frozenset({SUBMIT_JOB.name, SUBMIT_JOBS.name})
+_MAKES_LEASE: Final = frozenset({CLAIM_JOB.name, CLAIM_JOBS.name})
 
 _ANY_READ: Final = Mutation(GET_STATS, GET_STATS.request(), "")
 
@@ -65,8 +68,8 @@ class QueueService:
         Raises the `OsqueueError` that tells what was wrong. Cancelling the call withdraws a request that no
         batch has taken yet; any later, it happens all the same, and a lease is taken back as by `undelivered`.
         """
-        new_id = self._clock.new_id() if operation.name in _MAKES_ID else ""
-        waiting = self._leading().put(Mutation(operation, request, new_id), _size(request))
+        commits = self._leading()
+        waiting = commits.put(Mutation(operation, request, self._new_id(operation.name)), _size(request))
         try:
             answer = await waiting
         except asyncio.CancelledError:
@@ -74,7 +77,9 @@ class QueueService:
                 self._take_back(request, waiting.result())
             raise
         if isinstance(answer, QueueStats):
-            answer = msgspec.structs.replace(answer, broker_address=self._address, features=FEATURES)
+            answer = msgspec.structs.replace(
+                answer, broker_address=self._address, features=FEATURES, commits=commits.written()
+            )
         elif isinstance(answer, JobList):
             answer = msgspec.structs.replace(answer, broker_address=self._address)
         assert isinstance(answer, operation.response)
@@ -106,6 +111,11 @@ class QueueService:
         counters = asdict(self._storage.throttle_stats())
         return {"throttling": True} | {_camel(name): value for name, value in counters.items()}
 
+    def _new_id(self, operation: str) -> str:
+        if operation in _MAKES_JOB:
+            return time_ordered(self._clock.wall_ms(), self._clock.new_id())
+        return self._clock.new_id() if operation in _MAKES_LEASE else ""
+
     def _leading(self) -> CommitLoop:
         if self._commits is None:
             raise copy.copy(self._refusal)  # one raised again and again would collect tracebacks
@@ -115,17 +125,30 @@ class QueueService:
 def _size(request: Model) -> int:
     """Return about how many bytes a request holds while it waits."""
     size = 0
-    for name in request.__struct_fields__:
+    for name in _UNBOUNDED[type(request)]:
         value = getattr(request, name)
-        if isinstance(value, str):
-            size += len(value)
-        elif isinstance(value, Raw):
+        if isinstance(value, Raw):
             size += len(memoryview(value))
+        elif isinstance(value, str):
+            size += len(value)
         elif isinstance(value, tuple):
-            size += sum(map(len, value))
+            size += sum(len(item) if isinstance(item, str) else _size(item) for item in value)
         elif isinstance(value, Model):
             size += _size(value)
     return size
+
+
+class _Unbounded(dict[type[Model], tuple[str, ...]]):
+    """The fields of each model that may hold much."""
+
+    def __missing__(self, model: type[Model]) -> tuple[str, ...]:
+        names = model.__struct_fields__
+        self[model] = found = tuple(name for name in names if name not in _BOUNDED)
+        return found
+
+
+_BOUNDED: Final = frozenset({"request_id", "max_attempts", "retry", "wait", "limit"})
+_UNBOUNDED: Final = _Unbounded()
 
 
 def _camel(name: str) -> str:

@@ -11,6 +11,7 @@ from osqueue_storage import StorageBackend, Throttled
 from .queue.rules import Rules
 
 DOCUMENT_KEY: Final = "queue.json"
+SEGMENTS_PREFIX: Final = "segments/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +55,29 @@ class BrokerSettings:
     receive_timeout: float = 30.0
     """How long a request may take to arrive, from its first byte to its last; then its connection is closed."""
 
+    segment_threshold: int = 1024 * 1024
+    """Bytes of the document up to which all jobs stand in it. Of a longer queue, all but the oldest jobs and those that
+    were added last are kept in objects below `segments/`, of half as many bytes each."""
+
+    segment_retention: float = 3600.0
+    """How long such an object is kept after the document has ceased to refer to it."""
+
     stop_timeout: float = 1.5
     """How long `stop()` takes at most: a third each for what is under way, for connections, for the hand-over."""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_timeout", "broker_heartbeat_interval", "broker_heartbeat_timeout",
-                     "request_timeout", "receive_timeout", "stop_timeout"):  # fmt: skip
+                     "request_timeout", "receive_timeout", "stop_timeout", "segment_retention"):  # fmt: skip
             _require(getattr(self, name) > 0, f"{name} must be more than 0 s")
         _require(self.attempt_timeout > 0, "storage_timeout must be more than 0 s")
         _require(self.group_commit_interval >= 0, "group_commit_interval must not be negative")
-        for name in ("max_attempts", "max_pending", "max_pending_bytes", "max_request_bytes"):
+        for name in (
+            "max_attempts",
+            "max_pending",
+            "max_pending_bytes",
+            "max_request_bytes",
+            "segment_threshold",
+        ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1")
 
     def check_against(self, storage: StorageBackend) -> None:
@@ -138,6 +152,7 @@ class BrokerSettings:
             heartbeat_timeout=self.heartbeat_timeout,
             max_attempts=self.max_attempts,
             max_document_bytes=storage.max_object_bytes,
+            segment_threshold=self.segment_threshold,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
-from starlette.types import Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from osqueue_client import wire_json
 from osqueue_client.errors import (
@@ -21,7 +22,7 @@ from osqueue_client.errors import (
     RequestTooLargeError,
     wire_fields,
 )
-from osqueue_client.models import JobList, Model
+from osqueue_client.models import Model
 from osqueue_client.operations import Operation
 
 from .readiness import Readiness
@@ -64,34 +65,52 @@ class Service(Protocol):
         ...
 
 
-class Texts:
-    """Answers as they are encoded. A job list is encoded once for all who ask before the next change."""
-
-    def __init__(self, encode: Callable[[Model], bytes] = wire_json.encode) -> None:
-        self._encode = encode
-        self._listing: JobList | None = None
-        self._text = b""
-
-    def of(self, answer: Model) -> bytes:
-        """Return the text of an answer."""
-        if not isinstance(answer, JobList):
-            return self._encode(answer)
-        if self._listing is None or not _is_same_list(answer, self._listing):
-            self._listing, self._text = answer, self._encode(answer)
-        return self._text
-
-
-def _is_same_list(one: JobList, other: JobList) -> bool:
-    """Whether two lists hold the very same jobs: told without a look at any of them."""
-    return one.jobs is other.jobs and all(
-        getattr(one, name) == getattr(other, name) for name in JobList.__struct_fields__ if name != "jobs"
-    )
-
-
 def has_left(scope: Scope) -> bool:
     """Whether the connection is known to have ended. Of a server that is not ours, that is never known."""
     ask: Callable[[], bool] | None = scope.get(HAS_LEFT)
     return ask is not None and ask()
+
+
+async def call_while_connected(
+    service: Service, operation: Operation[Req, Res], request: Req, receive: Receive
+) -> Res:
+    """Call the service; where the request may wait for long, end that when its HTTP client hangs up.
+
+    Raises `ClientLeft` then. Any other request is done once it was read, whether or not the client stays. An answer
+    that comes together with the hang-up, or with a cancellation, is reported as undelivered.
+    """
+    if not waits(request):
+        return await service.call(operation, request)
+    loop = asyncio.get_running_loop()
+    call = loop.create_task(service.call(operation, request))  # both are owned here
+    leaving = loop.create_task(_wait_until_left(receive))
+    has_client = False
+    try:
+        await asyncio.wait((call, leaving), return_when=asyncio.FIRST_COMPLETED)
+        has_client = not leaving.done()
+    finally:
+        call.cancel()
+        leaving.cancel()
+        await asyncio.wait((call, leaving))
+        if not has_client and not call.cancelled() and call.exception() is None:
+            service.undelivered(operation, request, call.result())
+    if not has_client:
+        raise ClientLeft
+    return call.result()
+
+
+async def _wait_until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def waits(request: Model) -> bool:
+    """Whether the answer to a request may be long in coming, for another reason than the store."""
+    return bool(getattr(request, "wait", None))
+
+
+class ClientLeft(Exception):
+    """The connection ended before the request did: there is nobody to answer."""
 
 
 class HttpRefusal(BrokerProtocolError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import Final
 
 import msgspec
@@ -11,19 +12,25 @@ from msgspec import Raw, Struct
 from starlette.types import Message, Receive, Scope, Send
 
 from osqueue_client import wire_json
-from osqueue_client.errors import BrokerLeadershipError, BrokerProtocolError, OsqueueError, wire_fields
-from osqueue_client.models import Model
+from osqueue_client.errors import (
+    BrokerLeadershipError,
+    BrokerProtocolError,
+    OsqueueError,
+    QueueFullError,
+    wire_fields,
+)
+from osqueue_client.models import ClaimedJob, ClaimedJobs, Empty, Model
 from osqueue_client.operations import LIST_DEAD, LIST_JOBS, OPERATIONS, AnyOperation
 
 from .transport import (
     Service,
-    Texts,
     decode_request,
     has_left,
     refuse_handshake,
     refuse_lone_surrogate,
     too_large,
     unexpected,
+    waits,
 )
 
 logger = logging.getLogger("osqueue.broker.websocket")
@@ -34,11 +41,20 @@ MAX_IN_FLIGHT: Final = 1024
 MAX_BYTES_IN_FLIGHT: Final = 8 * 1024 * 1024
 """Bytes of such requests after which no further one is read."""
 
+MAX_WAITS: Final = 512
+"""Claims of one connection that may wait for jobs: else they would keep all else on it from being read."""
+
 _LONGEST_KEPT_ID: Final = 1024
 """The id of a message that is too large is given back only up to this length."""
 
 _LISTS: Final = frozenset({LIST_JOBS.name, LIST_DEAD.name})
 """Methods with large answers."""
+
+CANCEL_REQUEST: Final = "cancelRequest"
+"""The method with which a client gives up a claim that waits for a job: over HTTP it hangs up."""
+
+_LATE_CANCELS: Final = 8
+"""Claims that have waited, and whose answers a cancellation may have crossed on their way."""
 
 _NULL: Final = Raw(b"null")
 _BY_NAME: Final = {operation.name: operation for operation in OPERATIONS}
@@ -74,10 +90,9 @@ _encoder = msgspec.json.Encoder()
 class WebSocketEndpoint:
     """The ASGI application of `/v1/ws`, and the sessions that are open on it."""
 
-    def __init__(self, service: Service, max_request_bytes: int, texts: Texts) -> None:
+    def __init__(self, service: Service, max_request_bytes: int) -> None:
         self._service = service
         self._limit = max_request_bytes
-        self._texts = texts
         self._sessions: set[_Session] = set()
         self._is_draining = False
 
@@ -85,7 +100,7 @@ class WebSocketEndpoint:
         if self._is_draining:
             await refuse_handshake(scope, send, BrokerLeadershipError("the broker stops"), close_code=1012)
             return
-        session = _Session(self._service, self._limit, self._texts, scope, receive, send)
+        session = _Session(self._service, self._limit, scope, receive, send)
         self._sessions.add(session)
         try:
             await session.run()
@@ -113,12 +128,9 @@ class _Session:
     them, one answer on its way, one list that is being made.
     """
 
-    def __init__(
-        self, service: Service, limit: int, texts: Texts, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    def __init__(self, service: Service, limit: int, scope: Scope, receive: Receive, send: Send) -> None:
         self._service = service
         self._limit = limit
-        self._texts = texts
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -131,6 +143,10 @@ class _Session:
         self._listing = asyncio.Lock()
         self._is_draining = False
         self._has_left = False
+        self._waits: dict[asyncio.Task[Model], bytes] = {}
+        """Calls that may wait for long, and the ids of their messages: they end when the peer leaves."""
+        self._given: deque[tuple[bytes, AnyOperation, Model, Model]] = deque(maxlen=_LATE_CANCELS)
+        """The last of them that were answered with jobs."""
         self._reader: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
 
@@ -180,6 +196,8 @@ class _Session:
         """Start on one message. Return whether more may follow."""
         if message["type"] == "websocket.disconnect":
             self._has_left = True
+            for task in self._waits:
+                task.cancel()
             return False
         text = message.get("text")
         body = message.get("bytes") or b"" if text is None else text.encode()
@@ -217,6 +235,8 @@ class _Session:
             wire_json.check_text(body, "the message")
             request = _parse(body)
             id = request.id
+            if request.method == CANCEL_REQUEST:
+                return self._cancel(id, bytes(_id_of(bytes(request.params))))
             operation = _operation(request.method)
             params = bytes(request.params)
             model = decode_request(operation, b"{}" if params == b"null" else params)
@@ -233,15 +253,63 @@ class _Session:
         return None
 
     async def _do(self, id: Raw, operation: AnyOperation, request: Model) -> None:
-        answer = await self._service.call(operation, request)
+        if waits(request):
+            answer = await self._wait_for(bytes(id), operation, request)
+        else:
+            answer = await self._service.call(operation, request)
         is_delivered = False
         try:
             async with self._sending:
-                text = _encoder.encode(_Answer(id, True, Raw(self._texts.of(answer))))
+                text = _encoder.encode(_Answer(id, True, Raw(wire_json.encode(answer))))
                 is_delivered = await self._tell({"type": "websocket.send", "text": text.decode()})
         finally:
             if not is_delivered:
                 self._service.undelivered(operation, request, answer)
+            elif waits(request):
+                self._given.append((bytes(id), operation, request, _without_payloads(answer)))
+
+    def _cancel(self, id: Raw, cancelled: bytes) -> bytes:
+        """End a wait: it is answered as if its time were up. Where its answer is on its way, the leases are taken back."""
+        for call, waiting_id in self._waits.items():
+            if waiting_id == cancelled:
+                call.cancel()
+        for given in [given for given in self._given if given[0] == cancelled]:
+            self._given.remove(given)
+            self._service.undelivered(*given[1:])
+        return _encoder.encode(_Answer(id, True, Raw(wire_json.encode(Empty()))))
+
+    async def _wait_for(self, id: bytes, operation: AnyOperation, request: Model) -> Model:
+        """Call the service, and end that when the peer leaves, or cancels it."""
+        if len(self._waits) >= MAX_WAITS:
+            raise QueueFullError(
+                f"{operation.name}: {MAX_WAITS} claims of this connection wait for jobs", retry_after=1.0
+            )
+        call = asyncio.get_running_loop().create_task(self._service.call(operation, request))  # owned here
+        self._waits[call] = id
+        task = asyncio.current_task()
+        try:
+            if self._has_left:
+                call.cancel()
+            return await call
+        except asyncio.CancelledError:
+            if call.cancelled() and not self._has_left and task is not None and not task.cancelling():
+                return operation.response()
+            if call.done() and not call.cancelled() and call.exception() is None:
+                self._service.undelivered(operation, request, call.result())
+            raise
+        finally:
+            del self._waits[call]
+
+
+def _without_payloads(answer: Model) -> Model:
+    """Return what tells of the leases in an answer, and no more: it is kept."""
+    match answer:
+        case ClaimedJob():
+            return ClaimedJob(job_id=answer.job_id, lease_token=answer.lease_token)
+        case ClaimedJobs(jobs=jobs):
+            leases = (ClaimedJob(job_id=job.job_id, lease_token=job.lease_token) for job in jobs)
+            return ClaimedJobs(jobs=tuple(leases))
+    return answer
 
 
 def _operation(method: str) -> AnyOperation:

@@ -7,13 +7,21 @@ payload: `null` is a payload, so an absent one is `UNSET`. Payloads are kept as 
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 Payload: TypeAlias = Raw | UnsetType
 Name = Annotated[str, Meta(min_length=1)]
 Attempts = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+BATCH_LIMIT: Final = 1000
+"""Entries of one request."""
+
+LONGEST_WAIT: Final = 60.0
+"""Seconds for which a claim may wait for a job."""
+
+Wait = Annotated[float, Meta(ge=0, le=LONGEST_WAIT)]
 
 
 class Model(Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -61,12 +69,18 @@ class Change(Model, frozen=True, kw_only=True):
     request_id: RequestId | None = None
 
 
-class SubmitJob(Change, frozen=True, kw_only=True):
-    """Add a job. `max_attempts` 0 means one attempt; absent, the broker's default."""
+class NewJob(Model, frozen=True, kw_only=True):
+    """A job to be added. `max_attempts` 0 means one attempt; absent, the broker's default."""
 
     payload: Payload = UNSET
     type: str | None = None
     max_attempts: Attempts | None = None
+
+
+class SubmitJob(NewJob, frozen=True, kw_only=True):
+    """Add a job. With a `request_id` it may be repeated, as any `Change`."""
+
+    request_id: RequestId | None = None
 
 
 class JobSubmitted(Model, frozen=True, kw_only=True):
@@ -75,11 +89,44 @@ class JobSubmitted(Model, frozen=True, kw_only=True):
     job_id: str
 
 
+class SubmitJobs(Change, frozen=True, kw_only=True):
+    """Add up to `BATCH_LIMIT` jobs, in this order. What there is no room for is refused, and all that follows it."""
+
+    jobs: Annotated[tuple[NewJob, ...], Meta(min_length=1, max_length=BATCH_LIMIT)]
+
+
+class EntryError(Model, frozen=True, kw_only=True):
+    """Why an entry of a batch was refused: the fields of an error as a whole request is answered with."""
+
+    tag: str = field(name="_tag")
+    message: str
+    field: str | None = None
+    outcome: str | None = None
+    retry_after: float | None = None
+
+
+class SubmittedEntry(Model, frozen=True, kw_only=True):
+    """The answer to one job of a batch: the id under which it is durable in the store, or why it was refused."""
+
+    job_id: str | None = None
+    error: EntryError | None = None
+
+
+class JobsSubmitted(Model, frozen=True, kw_only=True):
+    """The answers to a batch of jobs, in the order of the request."""
+
+    results: tuple[SubmittedEntry, ...] = field(default_factory=tuple)
+
+
 class ClaimJob(Change, frozen=True, kw_only=True):
-    """Ask for a job. Without `types` any job will do; with them, never one without a type."""
+    """Ask for a job. Without `types` any job will do; with them, never one without a type.
+
+    If there is none, the answer waits up to `wait` seconds for one.
+    """
 
     worker_id: Name
     types: tuple[str, ...] | None = None
+    wait: Wait | None = None
 
 
 class ClaimedJob(Model, frozen=True, kw_only=True):
@@ -93,6 +140,24 @@ class ClaimedJob(Model, frozen=True, kw_only=True):
     type: str | None = None
     attempt: int | None = None
     lease_token: str | None = None
+
+
+class ClaimJobs(Change, frozen=True, kw_only=True):
+    """Ask for up to `limit` jobs (1 without it) at once, as `ClaimJob` does for one.
+
+    If there is none, the answer waits up to `wait` seconds for the first that come.
+    """
+
+    worker_id: Name
+    types: tuple[str, ...] | None = None
+    limit: Annotated[int, Meta(ge=1, le=BATCH_LIMIT)] | None = None
+    wait: Wait | None = None
+
+
+class ClaimedJobs(Model, frozen=True, kw_only=True):
+    """The jobs that were leased, oldest first; none when nothing was claimable."""
+
+    jobs: tuple[ClaimedJob, ...] = field(default_factory=tuple)
 
 
 class LeasedJob(Model, frozen=True, kw_only=True):
@@ -112,6 +177,38 @@ class LeasedChange(LeasedJob, frozen=True, kw_only=True):
     request_id: RequestId | None = None
 
 
+class Lease(Model, frozen=True, kw_only=True):
+    """Name a job of a batch, and its lease as `LeasedJob` does."""
+
+    job_id: Name
+    lease_token: str | None = None
+
+
+class LeasedJobs(Model, frozen=True, kw_only=True):
+    """Name up to `BATCH_LIMIT` jobs that one worker holds."""
+
+    worker_id: Name
+    jobs: Annotated[tuple[Lease, ...], Meta(min_length=1, max_length=BATCH_LIMIT)]
+
+
+class LeasedChanges(LeasedJobs, frozen=True, kw_only=True):
+    """End the attempts at some leased jobs. With a `request_id` it may be repeated, as any `Change`."""
+
+    request_id: RequestId | None = None
+
+
+class LeasedEntry(Model, frozen=True, kw_only=True):
+    """The answer to one lease of a batch: nothing when it was done, or why it was refused."""
+
+    error: EntryError | None = None
+
+
+class LeasedResults(Model, frozen=True, kw_only=True):
+    """The answers to a batch of leases, in the order of the request."""
+
+    results: tuple[LeasedEntry, ...] = field(default_factory=tuple)
+
+
 class JobError(Model, frozen=True, kw_only=True):
     """Why an attempt failed: the error's type and its message."""
 
@@ -126,6 +223,22 @@ class FailJob(LeasedChange, frozen=True, kw_only=True):
     retry: bool | None = None
 
 
+class CommitStats(Model, frozen=True, kw_only=True):
+    """What the leader has written since its term began; times are seconds. The p50 and p99 are of the last 1,000."""
+
+    seconds: float
+    """How long the term has lasted."""
+    writes: int
+    """Commits, signs of life included."""
+    bytes: int
+    """Bytes of all of them."""
+    requests: int
+    """Requests that were committed in them, each entry of a batch counted."""
+    latency_p50: float
+    latency_p99: float
+    """From the sending of a write to its landing."""
+
+
 class QueueStats(Model, frozen=True, kw_only=True):
     """Counts of the queue as last committed. `features` names what this broker adds to the old protocol."""
 
@@ -137,6 +250,28 @@ class QueueStats(Model, frozen=True, kw_only=True):
     broker_address: str = ""
     dead: int | None = None
     features: tuple[str, ...] = ()
+    segments: int | None = None
+    """Objects that hold the waiting jobs which do not stand in the document."""
+    waiting_claims: int | None = None
+    commits: CommitStats | None = None
+
+
+JobStatus = Literal["unclaimed", "in_progress"]
+
+LIST_LIMIT: Final = 1000
+"""Jobs on a page at most."""
+
+
+class ListJobs(Model, frozen=True, kw_only=True):
+    """Ask for live jobs in the order of claims: those of a type (`""`: untyped), those of a status, or all.
+
+    `limit` is the most that one answer holds; `cursor` is the `next_cursor` of the page before.
+    """
+
+    limit: Annotated[int, Meta(ge=1, le=LIST_LIMIT)] | None = None
+    cursor: str | None = None
+    type: str | None = None
+    status: JobStatus | None = None
 
 
 class JobInfo(Model, frozen=True, kw_only=True):
@@ -159,7 +294,10 @@ class JobInfo(Model, frozen=True, kw_only=True):
 
 
 class JobList(Model, frozen=True, kw_only=True):
-    """The live jobs in the order of claims, with the counts."""
+    """Live jobs in the order of claims, with the counts of the whole queue.
+
+    `truncated` when there are more of them: ask for those with `next_cursor`.
+    """
 
     jobs: tuple[JobInfo, ...]
     total: int
@@ -167,6 +305,8 @@ class JobList(Model, frozen=True, kw_only=True):
     in_progress: int
     completed_total: int = field(default_factory=int)
     broker_address: str = ""
+    truncated: bool | None = None
+    next_cursor: str | None = None
 
 
 class ListDead(Model, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ SERVICE_NAME: Final = "osqueue.v1.QueueService"
 """The Connect service; an operation's RPC is at `/<service>/<rpc>`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Operation(Generic[Req_co, Res_co]):
     """One thing that a client can ask of a broker.
 
@@ -42,6 +42,11 @@ class Operation(Generic[Req_co, Res_co]):
     def is_read(self) -> bool:
         """Whether it changes nothing, so that it may be sent as a GET."""
         return self.http_method == "GET"
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether it changes the queue, and takes a `request_id`, with which it may be sent again."""
+        return "request_id" in self.request.__struct_fields__
 
     @property
     def names_job(self) -> bool:
@@ -71,13 +76,29 @@ FAIL_JOB: Final = Operation(
     "POST", "/v1/jobs/{jobId}/fail", 204, "work",
     "End an attempt as failed: the job is claimable again, or dead.",
 )  # fmt: skip
+SUBMIT_JOBS: Final = Operation(
+    "submitJobs", models.SubmitJobs, models.JobsSubmitted,
+    "POST", "/v1/batch/submit", 200, "produce", "Add many jobs to the end of the queue, in order.",
+)  # fmt: skip
+CLAIM_JOBS: Final = Operation(
+    "claimJobs", models.ClaimJobs, models.ClaimedJobs,
+    "POST", "/v1/batch/claim", 200, "work", "Lease the oldest claimable jobs to a worker, up to a limit.",
+)  # fmt: skip
+COMPLETE_JOBS: Final = Operation(
+    "completeJobs", models.LeasedChanges, models.LeasedResults,
+    "POST", "/v1/batch/complete", 200, "work", "End many jobs of one worker as done.",
+)  # fmt: skip
+HEARTBEAT_JOBS: Final = Operation(
+    "heartbeatJobs", models.LeasedJobs, models.LeasedResults,
+    "POST", "/v1/batch/heartbeat", 200, "work", "Keep many leases of one worker for another lease timeout.",
+)  # fmt: skip
 GET_STATS: Final = Operation(
     "getStats", models.Empty, models.QueueStats,
     "GET", "/v1/stats", 200, "read", "Count the queue's jobs.",
 )  # fmt: skip
 LIST_JOBS: Final = Operation(
-    "listJobs", models.Empty, models.JobList,
-    "GET", "/v1/jobs", 200, "read", "List the live jobs in the order of claims.",
+    "listJobs", models.ListJobs, models.JobList,
+    "GET", "/v1/jobs", 200, "read", "List live jobs in the order of claims, a page at a time.",
 )  # fmt: skip
 LIST_DEAD: Final = Operation(
     "listDead", models.ListDead, models.DeadJobList,
@@ -97,5 +118,6 @@ AnyOperation: TypeAlias = Operation[Model, Model]
 
 OPERATIONS: Final[tuple[AnyOperation, ...]] = (
     SUBMIT_JOB, CLAIM_JOB, COMPLETE_JOB, HEARTBEAT, FAIL_JOB,
+    SUBMIT_JOBS, CLAIM_JOBS, COMPLETE_JOBS, HEARTBEAT_JOBS,
     GET_STATS, LIST_JOBS, LIST_DEAD, REQUEUE_DEAD, DELETE_DEAD,
 )  # fmt: skip

@@ -62,13 +62,7 @@ def response_to_message(operation: AnyOperation, response: Model) -> AnyMessage:
 
 def request_from_message(operation: Operation[M, Model], message: AnyMessage) -> M:
     """Return the request that a message holds. Raises `BrokerProtocolError` that names the field."""
-    fields = _from_message(message, operation.request)
-    if "payload" in operation.request.__struct_fields__:
-        # A payload over Connect is always JSON text: no bytes at all are not one.
-        text = fields.get("payload", b"")
-        assert isinstance(text, Raw | bytes)
-        fields["payload"] = payload_from_text(bytes(text), operation.name)
-    return request_from_fields(operation, fields)
+    return request_from_fields(operation, _from_message(message, operation.request, operation.name))
 
 
 def response_from_message(operation: Operation[Model, M], message: AnyMessage) -> M:
@@ -126,10 +120,12 @@ def _field(field: msgspec.structs.FieldInfo, desc: DescField) -> _Field:
     )
 
 
-def _model_in(annotation: object) -> type[Model]:
+def _model_in(annotation: object) -> type[Model] | None:
+    """Return the model that stands somewhere in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, Model):
         return annotation
-    return next(arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, Model))
+    found = (model for arg in get_args(annotation) if (model := _model_in(arg)) is not None)
+    return next(found, None)
 
 
 def _class_of(desc: DescMessage) -> type[AnyMessage]:
@@ -162,23 +158,28 @@ def _value_out(field: _Field, value: Any) -> object:
     return bytes(value) if field.scalar == ScalarType.BYTES else value
 
 
-def _from_message(message: AnyMessage, model: type[Model]) -> dict[str, object]:
+def _from_message(message: AnyMessage, model: type[Model], method: str | None = None) -> dict[str, object]:
+    """Return the fields of a message, named as in JSON. Those of a request to `method` have their payloads checked."""
     values: dict[str, object] = {}
     for field in _fields_of(model, type(message)):  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
+        if method is not None and field.name == "payload":
+            # A payload over Connect is always JSON text: no bytes at all are not one.
+            values["payload"] = payload_from_text(bytes(getattr(message, "payload")), method)  # noqa: B009  # of any message
+            continue
         if field.has_presence and not message.has_field(field.name):
             continue
         value = getattr(message, field.name)
         if value or field.has_presence or field.is_required:
-            values[field.wire_name] = _value_in(field, value)
+            values[field.wire_name] = _value_in(field, value, method)
     return values
 
 
-def _value_in(field: _Field, value: Any) -> object:
+def _value_in(field: _Field, value: Any, method: str | None) -> object:
     if field.model is not None:
         model = field.model
         return (
-            [_from_message(item, model) for item in value]
+            [_from_message(item, model, method) for item in value]
             if field.is_repeated
-            else _from_message(value, model)
+            else _from_message(value, model, method)
         )
     return Raw(value) if field.scalar == ScalarType.BYTES else value

@@ -33,13 +33,13 @@ _text_decoder = msgspec.json.Decoder(_DeadText)
 
 
 class DeadJob:
-    """A dead job in memory: its text never changes. `number` counts the dead in the order of their death."""
+    """A dead job in memory: its text never changes. `position` counts the dead in the order of their death."""
 
-    __slots__ = ("_text", "block", "id", "number")
+    __slots__ = ("_text", "block", "id", "position")
 
     def __init__(self, id: str, number: int, text: bytes) -> None:
         self.id = id
-        self.number = number
+        self.position = number
         self.block: Block | None = None
         self._text = text
 
@@ -66,6 +66,7 @@ class DeadJob:
         """Return the job as it is claimable again: its attempts at 0, its last error still told."""
         fields: Fields = dict(_fields_decoder.decode(self._text))
         del fields["deadAt"], fields["deadNumber"]
+        fields.pop("order", None)
         fields |= {"status": UNCLAIMED, "attempts": 0}
         return Job.from_text(_encoder.encode(fields), position)
 

@@ -11,8 +11,9 @@ from osqueue_client.errors import EngineStateError
 from osqueue_client.wire_json import UNREADABLE
 
 from .dead import DeadJob
-from .job import Job
+from .job import NOWHERE, Job
 from .rules import Now, Rules
+from .segment import Segment, SegmentText
 from .sessions import SessionText
 from .state import QueueState
 from .terms import Header, Stamp
@@ -39,6 +40,8 @@ class _Lists(Struct, rename="camel"):
     jobs: tuple[Raw, ...] = ()
     dead_jobs: tuple[Raw, ...] = ()
     sessions: tuple[SessionText, ...] = ()
+    segments: tuple[SegmentText, ...] = ()
+    dead_segments: tuple[SegmentText, ...] = ()
 
 
 _KNOWN_NAMES: Final = frozenset((*_Known.__struct_encode_fields__, *_Lists.__struct_encode_fields__))
@@ -62,20 +65,44 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
     fields = _decode(body, dict[str, Raw])
     state.unknown = {name: value.copy() for name, value in fields.items() if name not in _KNOWN_NAMES}
     try:
-        for text in lists.jobs:
-            _require_new(state, job := Job.from_text(bytes(text), state.next_position()))
+        for segment in lists.segments:
+            state.load_segment(Segment(segment))
+        for segment in lists.dead_segments:
+            state.load_dead_segment(Segment(segment))
+        for job in _in_order([Job.from_text(bytes(text)) for text in lists.jobs], state):
+            _require_new(state, job)
             state.load(job, now)
         for text in lists.dead_jobs:
             _require_new(state, dead := DeadJob.from_text(bytes(text)))
             state.load_dead(dead)
-            state.dead_total = max(state.dead_total, dead.number)
+            state.dead_total = max(state.dead_total, dead.position)
         for session in lists.sessions:
             if state.sessions.get(session.id) is not None:
                 raise EngineStateError(f"the queue document has two sessions with the id {session.id}")
             state.sessions.load(session, now.served)
-    except UNREADABLE as error:
+    except (*UNREADABLE, ValueError) as error:
         raise EngineStateError(f"the queue document has a job that cannot be read: {error}") from error
     return _header(known), state
+
+
+def _in_order(jobs: list[Job], state: QueueState) -> list[Job]:
+    """Return the jobs of the document with their positions, in order.
+
+    While there are segments, jobs say their order. Those that do not, a foreign broker has added: they come last.
+    Without segments the order is that of the list.
+    """
+    if not len(state.segments):
+        for place, job in enumerate(jobs):
+            job.position = place
+        state.begin_positions_at(len(jobs))
+        return jobs
+    last = max(max(segment.last for segment in state.segments), *(job.position for job in jobs), NOWHERE)
+    for job in jobs:
+        if job.position == NOWHERE:
+            last += 1
+            job.position = last
+    state.begin_positions_at(last + 1)
+    return sorted(jobs, key=lambda job: job.position)
 
 
 def write_document(header: Header, state: QueueState) -> bytes:
@@ -97,6 +124,10 @@ def write_document(header: Header, state: QueueState) -> bytes:
     pieces = [head[:-1]]
     if len(state.sessions):
         pieces += (b',"sessions":', *state.sessions.text())
+    if len(state.segments):
+        pieces += (b',"segments":', *state.segments.text())
+    if len(state.dead_segments):
+        pieces += (b',"deadSegments":', *state.dead_segments.text())
     pieces += (b',"deadJobs":', *state.dead.text(), b',"jobs":', *state.jobs.text(), b"}")
     return b"".join(pieces)
 

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 UNCLAIMED: Final = "unclaimed"
 IN_PROGRESS: Final = "in_progress"
+TAKEN: Final = "taken"
+"""Just taken out of a segment, to be leased. Never written."""
+
 GONE: Final = "gone"
 """Not in the queue any more: completed or moved to the dead. Never written."""
 
 Fields = dict[str, Raw | str | int | dict[str, str | int]]
+
+NOWHERE: Final = -1
+"""The position of a job whose place is still to be given."""
 
 CONFIRMED: Final = 1 << 60
 """As many hand-outs that nobody can doubt them all."""
@@ -44,6 +50,8 @@ class JobText(Struct, rename="camel", omit_defaults=True, kw_only=True):
     worker_id: str | None = None
     heartbeat: int | None = None
     lease: Raw | UnsetType = UNSET
+    order: int | None = None
+    """Its place among the jobs that stand elsewhere; written only while some do."""
 
 
 class LeaseText(Struct, rename="camel"):
@@ -105,6 +113,7 @@ class Job:
         self.hand_outs = 1
         self.last_error: dict[str, str | int] | None = None
         self.position = position
+        """Its place among all jobs; given once."""
         self._size_when_read = len(text)
         self.size = 0
         self._measure()
@@ -130,9 +139,16 @@ class Job:
         return cls(_encoder.encode(known), known, position)
 
     @classmethod
-    def from_text(cls, text: bytes, position: int) -> Job:
-        """Return the job that stands in a document. Raises one of `UNREADABLE` if it is none."""
-        return cls(text, _text_decoder.decode(text), position)
+    def from_text(cls, text: bytes, position: int | None = None) -> Job:
+        """Return the job that stands in a document, at a position or at the one that it says itself.
+
+        Raises one of `UNREADABLE` if it is none.
+        """
+        known = _text_decoder.decode(text)
+        if known.order is not None:
+            position = known.order if position is None else position
+            text = _without_order(text, known.order)
+        return cls(text, known, NOWHERE if position is None else position)
 
     @property
     def is_in_doubt(self) -> bool:
@@ -153,6 +169,11 @@ class Job:
             attempt=self.attempts,
             lease_token=self.lease_token,
         )
+
+    @property
+    def text_bytes(self) -> int:
+        """About how many bytes its text has."""
+        return self._size_when_read
 
     def rewrite(self) -> None:
         """Have the text made again, as slots have changed; `size` is right at once."""
@@ -198,6 +219,15 @@ class Job:
         if self.last_error is not None:
             fields["lastError"] = self.last_error
         return fields
+
+
+def _without_order(text: bytes, order: int) -> bytes:
+    suffix = b',"order":%d}' % order
+    if text.endswith(suffix):  # as it is written here
+        return text[: -len(suffix)] + b"}"
+    fields = _fields_decoder.decode(text)
+    del fields["order"]
+    return _encoder.encode(fields)
 
 
 def _token_in(known: JobText, text: Raw) -> str | None:

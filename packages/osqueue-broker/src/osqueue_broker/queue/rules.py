@@ -18,6 +18,19 @@ class Rules:
     max_document_bytes: int | None = None
     """The largest document that the store takes; beyond it submits are refused. None: no limit."""
 
+    segment_threshold: int = 1024 * 1024
+    """Bytes of the document up to which all jobs stand in it; of a longer queue, the middle is put into segments."""
+
+    @property
+    def segment_bytes(self) -> int:
+        """About how many bytes of jobs one segment holds."""
+        return self.segment_threshold // 2
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the oldest jobs that stay in the document when its first segment is made."""
+        return self.segment_threshold // 16
+
 
 @dataclass(frozen=True, slots=True)
 class Now:

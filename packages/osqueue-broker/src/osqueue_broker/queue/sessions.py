@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Final
 
 import msgspec
@@ -29,6 +30,9 @@ ANSWERS_LIMIT: Final = 10_000
 SESSIONS_LIMIT: Final = 50_000
 """Sessions that are remembered."""
 
+BYTES_LIMIT: Final = 1024 * 1024
+"""Bytes of the document that all of this may take: about 10,000 sessions that wait for one answer each."""
+
 _FRAME: Final = 96
 """Bytes that a session adds to the document without its name and its answers, and the list's own name."""
 
@@ -36,23 +40,54 @@ _encoder = msgspec.json.Encoder()
 
 
 class Remembered:
-    """An answer that was given. `job_id` is that of a job submitted or claimed, `token` that of the lease."""
+    """An answer that was given.
 
-    __slots__ = ("job_id", "text", "token")
+    `job_id` is that of the job submitted, or of the first of so many that were `added`; `token` is that of the leases,
+    by which their jobs are found. Of a batch that ends jobs, `refused` are the places of those that were refused.
+    """
 
-    def __init__(self, number: int, job_id: str | None = None, token: str | None = None) -> None:
+    __slots__ = ("added", "job_id", "number", "refused", "text", "token")
+
+    def __init__(
+        self,
+        number: int,
+        job_id: str | None = None,
+        token: str | None = None,
+        *,
+        added: int | None = None,
+        refused: tuple[int, ...] = (),
+    ) -> None:
+        self.number = number
         self.job_id = job_id
         self.token = token
-        row = (number, job_id, token)
-        self.text = _encoder.encode(row[:1] if job_id is None else row[:2] if token is None else row)
+        self.added = added
+        self.refused = refused
+        rest = added if added is not None else refused or None
+        row: list[object] = [number, job_id, token, rest]
+        while row[-1] is None:
+            row.pop()
+        self.text = _encoder.encode(row)
 
 
 class AnswerText(Struct, array_like=True):
-    """An answer in the document: an array of the request's number, the job's id, the lease's token, as far as known."""
+    """An answer in the document: an array of the request's number and of what is remembered, as far as there is any.
+
+    `rest` is how many jobs of a batch were added, or which entries were refused.
+    """
 
     number: int
     job_id: str | None = None
     token: str | None = None
+    rest: int | tuple[int, ...] | None = None
+
+    def remembered(self) -> Remembered:
+        """Return the answer."""
+        match self.rest:
+            case int(added):
+                return Remembered(self.number, self.job_id, self.token, added=added)
+            case tuple(refused):
+                return Remembered(self.number, self.job_id, self.token, refused=refused)
+        return Remembered(self.number, self.job_id, self.token)
 
 
 class SessionText(Struct, rename="camel"):
@@ -66,10 +101,11 @@ class SessionText(Struct, rename="camel"):
 class ClientSession:
     """The answers to one client that it may still ask for again: none to a request numbered below `lowest`."""
 
-    __slots__ = ("_numbers", "_text", "answers", "block", "id", "last_used", "lowest", "size")
+    __slots__ = ("_numbers", "_text", "answers", "block", "id", "last_used", "lowest", "position", "size")
 
-    def __init__(self, id: str, lowest: int, last_used: float) -> None:
+    def __init__(self, id: str, lowest: int, last_used: float, position: int) -> None:
         self.id = id
+        self.position = position
         self.lowest = lowest
         self.last_used = last_used
         self.answers: dict[int, Remembered] = {}
@@ -111,7 +147,7 @@ class ClientSession:
     def load(self, known: Iterable[AnswerText]) -> None:
         """Take in the answers that stand in a document."""
         for each in known:
-            answer = Remembered(each.number, each.job_id, each.token)
+            answer = each.remembered()
             self.answers[each.number] = answer
             self.size += len(answer.text) + 1
         self._numbers = list(self.answers)
@@ -127,6 +163,7 @@ class Sessions:
     def __init__(self) -> None:
         self.bytes = 0
         """How many bytes they add to the document at most."""
+        self._positions = count()
         self._sessions: Sequence[ClientSession] = Sequence()
         self._by_use: OrderedDict[str, ClientSession] = OrderedDict()
 
@@ -139,7 +176,7 @@ class Sessions:
 
     def begin(self, id: str, lowest: int, served: float) -> ClientSession:
         """Return a new session."""
-        session = ClientSession(id, lowest, served)
+        session = ClientSession(id, lowest, served, next(self._positions))
         self._take_in(session)
         return session
 
@@ -177,7 +214,7 @@ class Sessions:
 
     def load(self, known: SessionText, served: float) -> None:
         """Take in a session of the document; it is kept as if it had sent a request just now."""
-        session = ClientSession(known.id, known.lowest, served)
+        session = ClientSession(known.id, known.lowest, served, next(self._positions))
         session.load(known.answers)
         self._take_in(session)
 
@@ -186,7 +223,7 @@ class Sessions:
         return self._sessions.text()
 
     def _take_in(self, session: ClientSession) -> None:
-        self._sessions.append(session)
+        self._sessions.add(session)
         self._by_use[session.id] = session
         self.bytes += session.size
 

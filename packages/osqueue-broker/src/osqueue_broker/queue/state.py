@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 from itertools import count
+from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from osqueue_client.models import JobList
-
 from .dead import DeadJob
-from .job import CONFIRMED, GONE, IN_PROGRESS, UNCLAIMED, Job
+from .job import CONFIRMED, GONE, IN_PROGRESS, TAKEN, UNCLAIMED, Job
 from .ready import Ready
 from .rules import Now, Rules
+from .segment import Segment
+from .segments import Segments
 from .sequence import Sequence
 from .sessions import Sessions
+from .waiting_claims import WaitingClaims
+
+if TYPE_CHECKING:
+    from .sealing import Plan
 
 
 class QueueState:
@@ -29,29 +34,48 @@ class QueueState:
         self.changes = 0
         self.jobs: Sequence[Job] = Sequence()
         self.dead: Sequence[DeadJob] = Sequence()
+        self.segments = Segments()
+        self.dead_segments = Segments()
         self.sessions = Sessions()
         self.completed_total = 0
         self.dead_total = 0
         self.in_progress = 0
+        self.waiting_bytes = 0
+        """Bytes of the claimable jobs that stand in the document."""
+        self.dead_bytes = 0
+        """Bytes of the dead jobs that stand in the document."""
         self._bytes = 0
         self.unknown: dict[str, Raw] = {}
-        self.listing: JobList | None = None
-        """What `listJobs` answered last; None once that is no longer true."""
+        self.waiting_claims = WaitingClaims()
+        self.plans: dict[str, Plan] = {}
+        """The segments that are being made."""
         self._positions = count()
         self._by_position: dict[int, Job] = {}
         self._ready = Ready(self._by_position)
         self._ready_by_type: dict[str, Ready] = {}
+        self._offered: set[str] = set()
         self._leases: list[tuple[float, int]] = []
+        self._by_token: dict[str, dict[str, Job]] = {}
 
     # Reading
 
     @property
+    def total(self) -> int:
+        """How many jobs are claimable or run."""
+        return len(self.jobs) + self.segments.left
+
+    @property
+    def dead_count(self) -> int:
+        """How many jobs are dead."""
+        return len(self.dead) + self.dead_segments.left
+
+    @property
     def unclaimed(self) -> int:
         """How many jobs may be claimed now."""
-        return self._ready.claimable
+        return self._ready.claimable + self.segments.left
 
-    def first_claimable(self, types: tuple[str, ...]) -> Job | None:
-        """Return the oldest claimable job of these types, of any type or none if there are none.
+    def first_in_document(self, types: tuple[str, ...]) -> Job | None:
+        """Return the oldest claimable job of these types in the document, of any type or none if there are none.
 
         A claim with types never returns an untyped job, also when one of them is the empty string.
         """
@@ -59,16 +83,29 @@ class QueueState:
             return self._ready.first()
         oldest: Job | None = None
         for type in types:
-            ready = self._ready_by_type.get(type) if type else None
-            job = ready.first() if ready else None
+            job = self.first_of_type(type) if type else None
             if job and (oldest is None or job.position < oldest.position):
                 oldest = job
         return oldest
 
+    def first_of_type(self, type: str) -> Job | None:
+        """Return the oldest claimable job of a type in the document, of none (`""`) included."""
+        ready = self._ready_by_type.get(type)
+        return ready.first() if ready else None
+
+    def take_offered_types(self) -> set[str]:
+        """Return the types of which jobs have become claimable since the last call."""
+        offered, self._offered = self._offered, set()
+        return offered
+
     @property
     def bytes(self) -> int:
         """About how large the document is: never less than it would be if it were written now."""
-        return self._bytes + self.sessions.bytes
+        return self._bytes + self.sessions.bytes + self.segments.bytes + self.dead_segments.bytes
+
+    def running_under(self, token: str) -> list[Job]:
+        """Return the jobs that run under the leases with this token."""
+        return list(self._by_token.get(token, {}).values())
 
     def running(self, job_id: str, token: str) -> Job | None:
         """Return a job if it runs under the lease with this token."""
@@ -98,6 +135,10 @@ class QueueState:
         """Return the place at the end of the list."""
         return next(self._positions)
 
+    def begin_positions_at(self, position: int) -> None:
+        """Give the next new job at least this place."""
+        self._positions = count(position)
+
     def load(self, job: Job, now: Now) -> None:
         """Take in a job of the document as it stands; a running one gets a fresh full lease."""
         self._take_in(job)
@@ -106,12 +147,23 @@ class QueueState:
         elif job.status == IN_PROGRESS:
             self.in_progress += 1
             self._start_lease(job, now)
+            self._note_token(job)
         # Any other status is a foreign one: the job is kept as it is, and left alone.
 
     def load_dead(self, dead: DeadJob) -> None:
         """Take in a dead job of the document."""
-        self.dead.append(dead)
+        self.dead.add(dead)
         self._bytes += len(dead.text())
+        self.dead_bytes += len(dead.text())
+
+    def load_segment(self, segment: Segment) -> None:
+        """Take in the summary of a segment of jobs."""
+        self.segments.add(segment)
+        self.jobs.number(True)
+
+    def load_dead_segment(self, segment: Segment) -> None:
+        """Take in the summary of a segment of dead jobs."""
+        self.dead_segments.add(segment)
 
     # Changing
 
@@ -121,9 +173,22 @@ class QueueState:
         self._take_in(job)
         self._offer(job)
 
+    def first_claimable(self, types: tuple[str, ...]) -> Job | None:
+        """Return the oldest claimable job of these types, of any type or none if there are none.
+
+        One that stands in a segment is taken out into the document, and must be leased or buried at once. Raises
+        `SegmentNeeded` if that segment, or one whose jobs may be older, has to be read first.
+        """
+        job = self.first_in_document(types)
+        if not len(self.segments):
+            return job
+        found = self.segments.first(types, None if job is None else job.position)
+        return job if found is None else self._take_out_of_segment(*found)
+
     def lease(self, job: Job, worker_id: str, token: str | None, now: Now) -> None:
         """Give a claimable job to a worker, under a token of its own."""
-        self._withdraw(job)
+        if job.status == UNCLAIMED:
+            self._withdraw(job)
         job.status = IN_PROGRESS
         job.attempts += 1
         job.worker_id = worker_id
@@ -131,6 +196,7 @@ class QueueState:
         job.hand_outs = 1
         self.in_progress += 1
         self._start_lease(job, now)
+        self._note_token(job)
         self._rewrite(job)
 
     def heartbeat(self, job: Job, now: Now) -> None:
@@ -167,7 +233,6 @@ class QueueState:
         job.heartbeat = now.wall_ms
         job.is_stale = True
         self.jobs.touch(job)
-        self.listing = None
 
     def release(self, job: Job) -> None:
         """Make a running job claimable again, in its old place."""
@@ -191,7 +256,7 @@ class QueueState:
         """Move a job, running or not, to the dead. Its `last_error` says why."""
         if job.status == UNCLAIMED:
             self._withdraw(job)
-        else:
+        elif job.status == IN_PROGRESS:
             self._end_lease(job)
         self.dead_total += 1
         job.is_stale = True
@@ -208,7 +273,34 @@ class QueueState:
         """Delete a dead job for good."""
         self._changed()
         self._bytes -= len(dead.text())
+        self.dead_bytes -= len(dead.text())
         self.dead.remove(dead)
+
+    def find_dead(self, job_id: str) -> DeadJob | None:
+        """Return a dead job. One that stands in a segment is taken out into the document.
+
+        Raises `SegmentNeeded` if a segment has to be read first.
+        """
+        dead = self.dead.get(job_id)
+        if dead is not None or not len(self.dead_segments):
+            return dead
+        found = self.dead_segments.find(job_id)
+        if found is None:
+            return None
+        segment, place = found
+        dead = DeadJob.from_text(bytes(self.dead_segments.contents(segment).texts[place]))
+        self.dead_segments.take(segment, place)
+        self._changed()
+        self.load_dead(dead)
+        return dead
+
+    def move_to_segment(self, job: Job | DeadJob) -> None:
+        """Take out of the document a claimable or a dead job that stands in a segment from now on."""
+        if isinstance(job, Job):
+            self._withdraw(job)
+            self._take_out(job)
+        else:
+            self.delete_dead(job)
 
     def expired(self, now: Now) -> Job | None:
         """Return a running job whose lease has expired by now, if there is one."""
@@ -222,8 +314,18 @@ class QueueState:
         limit = self.rules.max_attempts if job.max_attempts is None else max(job.max_attempts, 1)
         return max(limit - job.attempts, 0)
 
+    def _take_out_of_segment(self, segment: Segment, place: int) -> Job:
+        job = Job.from_text(bytes(self.segments.contents(segment).texts[place]))
+        self._changed()
+        self.segments.take(segment, place)
+        if not len(self.segments):
+            self.jobs.number(False)
+        self._take_in(job)
+        job.status = TAKEN
+        return job
+
     def _take_in(self, job: Job) -> None:
-        self.jobs.append(job)
+        self.jobs.add(job)
         self._by_position[job.position] = job
         self._bytes += job.size
 
@@ -236,10 +338,13 @@ class QueueState:
 
     def _offer(self, job: Job) -> None:
         self._ready.add(job)
+        self._offered.add(job.type)
+        self.waiting_bytes += job.text_bytes
         self._ready_by_type.setdefault(job.type, Ready(self._by_position)).add(job)
 
     def _withdraw(self, job: Job) -> None:
         job.status = GONE  # so that the heaps see it as outdated
+        self.waiting_bytes -= job.text_bytes
         self._ready.drop()
         of_type = self._ready_by_type[job.type]
         of_type.drop()
@@ -251,8 +356,17 @@ class QueueState:
         job.heartbeat = now.wall_ms
         heappush(self._leases, (job.lease_deadline, job.position))
 
+    def _note_token(self, job: Job) -> None:
+        if job.lease_token is not None:
+            self._by_token.setdefault(job.lease_token, {})[job.id] = job
+
     def _end_lease(self, job: Job) -> None:
         self.in_progress -= 1
+        if job.lease_token is not None:
+            under_token = self._by_token[job.lease_token]
+            del under_token[job.id]
+            if not under_token:
+                del self._by_token[job.lease_token]
         job.worker_id = None
         job.heartbeat = None
         job.lease_token = None
@@ -275,7 +389,6 @@ class QueueState:
 
     def _changed(self) -> None:
         self.changes += 1
-        self.listing = None
 
     def _running_at(self, position: int) -> Job | None:
         job = self._by_position.get(position)

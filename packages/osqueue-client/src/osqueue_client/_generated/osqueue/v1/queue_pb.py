@@ -150,7 +150,7 @@ class SubmitJobResponse(Message[_SubmitJobResponseFields]):
 
         job_id: str
 
-_ClaimJobRequestFields: TypeAlias = Literal["worker_id", "types", "request_id"]
+_ClaimJobRequestFields: TypeAlias = Literal["worker_id", "types", "request_id", "wait"]
 
 class ClaimJobRequest(Message[_ClaimJobRequestFields]):
     """
@@ -171,9 +171,15 @@ class ClaimJobRequest(Message[_ClaimJobRequestFields]):
             ```proto
             optional osqueue.v1.RequestId request_id = 100;
             ```
+        wait:
+            seconds to wait for a job if there is none, 60 at most
+
+            ```proto
+            optional double wait = 101;
+            ```
     """
 
-    __slots__ = ("worker_id", "types", "request_id")
+    __slots__ = ("worker_id", "types", "request_id", "wait")
 
     if TYPE_CHECKING:
 
@@ -183,12 +189,14 @@ class ClaimJobRequest(Message[_ClaimJobRequestFields]):
             worker_id: str = "",
             types: list[str] | None = None,
             request_id: RequestId | None = None,
+            wait: float | None = None,
         ) -> None:
             pass
 
         worker_id: str
         types: list[str]
         request_id: RequestId | None
+        wait: float
 
 _ClaimJobResponseFields: TypeAlias = Literal["job_id", "payload", "type", "attempt", "lease_token"]
 
@@ -488,6 +496,494 @@ class FailJobResponse(Message[_FailJobResponseFields]):
         ) -> None:
             pass
 
+_NewJobFields: TypeAlias = Literal["payload", "max_attempts", "type"]
+
+class NewJob(Message[_NewJobFields]):
+    """
+    ```proto
+    message osqueue.v1.NewJob
+    ```
+
+    Attributes:
+        payload:
+            JSON text
+
+            ```proto
+            bytes payload = 100;
+            ```
+        max_attempts:
+            ```proto
+            optional int32 max_attempts = 101;
+            ```
+        type:
+            ```proto
+            string type = 102;
+            ```
+    """
+
+    __slots__ = ("payload", "max_attempts", "type")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            payload: bytes = b"",
+            max_attempts: int | None = None,
+            type: str = "",
+        ) -> None:
+            pass
+
+        payload: bytes
+        max_attempts: int
+        type: str
+
+_SubmitJobsRequestFields: TypeAlias = Literal["jobs", "request_id"]
+
+class SubmitJobsRequest(Message[_SubmitJobsRequestFields]):
+    """
+    ```proto
+    message osqueue.v1.SubmitJobsRequest
+    ```
+
+    Attributes:
+        jobs:
+            1 to 1000
+
+            ```proto
+            repeated osqueue.v1.NewJob jobs = 100;
+            ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 101;
+            ```
+    """
+
+    __slots__ = ("jobs", "request_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            jobs: list[NewJob] | None = None,
+            request_id: RequestId | None = None,
+        ) -> None:
+            pass
+
+        jobs: list[NewJob]
+        request_id: RequestId | None
+
+_EntryErrorFields: TypeAlias = Literal["tag", "message", "field", "outcome", "retry_after"]
+
+class EntryError(Message[_EntryErrorFields]):
+    """
+    Why an entry of a batch was refused.
+
+    ```proto
+    message osqueue.v1.EntryError
+    ```
+
+    Attributes:
+        tag:
+            ```proto
+            string tag = 100;
+            ```
+        message:
+            ```proto
+            string message = 101;
+            ```
+        field:
+            ```proto
+            optional string field = 102;
+            ```
+        outcome:
+            ```proto
+            optional string outcome = 103;
+            ```
+        retry_after:
+            seconds
+
+            ```proto
+            optional double retry_after = 104;
+            ```
+    """
+
+    __slots__ = ("tag", "message", "field", "outcome", "retry_after")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            tag: str = "",
+            message: str = "",
+            field: str | None = None,
+            outcome: str | None = None,
+            retry_after: float | None = None,
+        ) -> None:
+            pass
+
+        tag: str
+        message: str
+        field: str
+        outcome: str
+        retry_after: float
+
+_SubmittedEntryFields: TypeAlias = Literal["job_id", "error"]
+
+class SubmittedEntry(Message[_SubmittedEntryFields]):
+    """
+    ```proto
+    message osqueue.v1.SubmittedEntry
+    ```
+
+    Attributes:
+        job_id:
+            ```proto
+            optional string job_id = 100;
+            ```
+        error:
+            ```proto
+            optional osqueue.v1.EntryError error = 101;
+            ```
+    """
+
+    __slots__ = ("job_id", "error")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            job_id: str | None = None,
+            error: EntryError | None = None,
+        ) -> None:
+            pass
+
+        job_id: str
+        error: EntryError | None
+
+_SubmitJobsResponseFields: TypeAlias = Literal["results"]
+
+class SubmitJobsResponse(Message[_SubmitJobsResponseFields]):
+    """
+    ```proto
+    message osqueue.v1.SubmitJobsResponse
+    ```
+
+    Attributes:
+        results:
+            in the order of the request
+
+            ```proto
+            repeated osqueue.v1.SubmittedEntry results = 100;
+            ```
+    """
+
+    __slots__ = ("results",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            results: list[SubmittedEntry] | None = None,
+        ) -> None:
+            pass
+
+        results: list[SubmittedEntry]
+
+_ClaimJobsRequestFields: TypeAlias = Literal["worker_id", "types", "limit", "wait", "request_id"]
+
+class ClaimJobsRequest(Message[_ClaimJobsRequestFields]):
+    """
+    ```proto
+    message osqueue.v1.ClaimJobsRequest
+    ```
+
+    Attributes:
+        worker_id:
+            ```proto
+            string worker_id = 100;
+            ```
+        types:
+            ```proto
+            repeated string types = 101;
+            ```
+        limit:
+            1 to 1000, 1 when absent
+
+            ```proto
+            optional int32 limit = 102;
+            ```
+        wait:
+            seconds to wait for a job if there is none, 60 at most
+
+            ```proto
+            optional double wait = 103;
+            ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 104;
+            ```
+    """
+
+    __slots__ = ("worker_id", "types", "limit", "wait", "request_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            worker_id: str = "",
+            types: list[str] | None = None,
+            limit: int | None = None,
+            wait: float | None = None,
+            request_id: RequestId | None = None,
+        ) -> None:
+            pass
+
+        worker_id: str
+        types: list[str]
+        limit: int
+        wait: float
+        request_id: RequestId | None
+
+_ClaimJobsResponseFields: TypeAlias = Literal["jobs"]
+
+class ClaimJobsResponse(Message[_ClaimJobsResponseFields]):
+    """
+    ```proto
+    message osqueue.v1.ClaimJobsResponse
+    ```
+
+    Attributes:
+        jobs:
+            none when nothing was claimable
+
+            ```proto
+            repeated osqueue.v1.ClaimJobResponse jobs = 100;
+            ```
+    """
+
+    __slots__ = ("jobs",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            jobs: list[ClaimJobResponse] | None = None,
+        ) -> None:
+            pass
+
+        jobs: list[ClaimJobResponse]
+
+_LeaseFields: TypeAlias = Literal["job_id", "lease_token"]
+
+class Lease(Message[_LeaseFields]):
+    """
+    ```proto
+    message osqueue.v1.Lease
+    ```
+
+    Attributes:
+        job_id:
+            ```proto
+            string job_id = 100;
+            ```
+        lease_token:
+            else the worker's id is what counts
+
+            ```proto
+            optional string lease_token = 101;
+            ```
+    """
+
+    __slots__ = ("job_id", "lease_token")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            job_id: str = "",
+            lease_token: str | None = None,
+        ) -> None:
+            pass
+
+        job_id: str
+        lease_token: str
+
+_CompleteJobsRequestFields: TypeAlias = Literal["worker_id", "jobs", "request_id"]
+
+class CompleteJobsRequest(Message[_CompleteJobsRequestFields]):
+    """
+    ```proto
+    message osqueue.v1.CompleteJobsRequest
+    ```
+
+    Attributes:
+        worker_id:
+            ```proto
+            string worker_id = 100;
+            ```
+        jobs:
+            1 to 1000
+
+            ```proto
+            repeated osqueue.v1.Lease jobs = 101;
+            ```
+        request_id:
+            ```proto
+            optional osqueue.v1.RequestId request_id = 102;
+            ```
+    """
+
+    __slots__ = ("worker_id", "jobs", "request_id")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            worker_id: str = "",
+            jobs: list[Lease] | None = None,
+            request_id: RequestId | None = None,
+        ) -> None:
+            pass
+
+        worker_id: str
+        jobs: list[Lease]
+        request_id: RequestId | None
+
+_LeasedEntryFields: TypeAlias = Literal["error"]
+
+class LeasedEntry(Message[_LeasedEntryFields]):
+    """
+    The answer to one lease of a batch: empty when it was done.
+
+    ```proto
+    message osqueue.v1.LeasedEntry
+    ```
+
+    Attributes:
+        error:
+            ```proto
+            optional osqueue.v1.EntryError error = 100;
+            ```
+    """
+
+    __slots__ = ("error",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            error: EntryError | None = None,
+        ) -> None:
+            pass
+
+        error: EntryError | None
+
+_CompleteJobsResponseFields: TypeAlias = Literal["results"]
+
+class CompleteJobsResponse(Message[_CompleteJobsResponseFields]):
+    """
+    ```proto
+    message osqueue.v1.CompleteJobsResponse
+    ```
+
+    Attributes:
+        results:
+            in the order of the request
+
+            ```proto
+            repeated osqueue.v1.LeasedEntry results = 100;
+            ```
+    """
+
+    __slots__ = ("results",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            results: list[LeasedEntry] | None = None,
+        ) -> None:
+            pass
+
+        results: list[LeasedEntry]
+
+_HeartbeatJobsRequestFields: TypeAlias = Literal["worker_id", "jobs"]
+
+class HeartbeatJobsRequest(Message[_HeartbeatJobsRequestFields]):
+    """
+    ```proto
+    message osqueue.v1.HeartbeatJobsRequest
+    ```
+
+    Attributes:
+        worker_id:
+            ```proto
+            string worker_id = 100;
+            ```
+        jobs:
+            1 to 1000
+
+            ```proto
+            repeated osqueue.v1.Lease jobs = 101;
+            ```
+    """
+
+    __slots__ = ("worker_id", "jobs")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            worker_id: str = "",
+            jobs: list[Lease] | None = None,
+        ) -> None:
+            pass
+
+        worker_id: str
+        jobs: list[Lease]
+
+_HeartbeatJobsResponseFields: TypeAlias = Literal["results"]
+
+class HeartbeatJobsResponse(Message[_HeartbeatJobsResponseFields]):
+    """
+    ```proto
+    message osqueue.v1.HeartbeatJobsResponse
+    ```
+
+    Attributes:
+        results:
+            in the order of the request
+
+            ```proto
+            repeated osqueue.v1.LeasedEntry results = 100;
+            ```
+    """
+
+    __slots__ = ("results",)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            results: list[LeasedEntry] | None = None,
+        ) -> None:
+            pass
+
+        results: list[LeasedEntry]
+
 _GetStatsRequestFields: TypeAlias = NoReturn
 
 class GetStatsRequest(Message[_GetStatsRequestFields]):
@@ -506,7 +1002,73 @@ class GetStatsRequest(Message[_GetStatsRequestFields]):
         ) -> None:
             pass
 
-_GetStatsResponseFields: TypeAlias = Literal["total", "unclaimed", "in_progress", "broker_address", "completed_total", "dead", "features"]
+_CommitStatsFields: TypeAlias = Literal["seconds", "writes", "bytes", "requests", "latency_p50", "latency_p99"]
+
+class CommitStats(Message[_CommitStatsFields]):
+    """
+    What the leader has written since its term began. Times are seconds.
+
+    ```proto
+    message osqueue.v1.CommitStats
+    ```
+
+    Attributes:
+        seconds:
+            how long the term has lasted
+
+            ```proto
+            double seconds = 100;
+            ```
+        writes:
+            ```proto
+            int64 writes = 101;
+            ```
+        bytes:
+            ```proto
+            int64 bytes = 102;
+            ```
+        requests:
+            each entry of a batch counted
+
+            ```proto
+            int64 requests = 103;
+            ```
+        latency_p50:
+            from the sending of a write to its landing
+
+            ```proto
+            double latency_p50 = 104;
+            ```
+        latency_p99:
+            ```proto
+            double latency_p99 = 105;
+            ```
+    """
+
+    __slots__ = ("seconds", "writes", "bytes", "requests", "latency_p50", "latency_p99")
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            seconds: float = 0,
+            writes: int = 0,
+            bytes: int = 0,
+            requests: int = 0,
+            latency_p50: float = 0,
+            latency_p99: float = 0,
+        ) -> None:
+            pass
+
+        seconds: float
+        writes: int
+        bytes: int
+        requests: int
+        latency_p50: float
+        latency_p99: float
+
+_GetStatsResponseFields: TypeAlias = Literal["total", "unclaimed", "in_progress", "broker_address", "completed_total", "dead", "features", "segments", "waiting_claims", "commits"]
 
 class GetStatsResponse(Message[_GetStatsResponseFields]):
     """
@@ -543,9 +1105,21 @@ class GetStatsResponse(Message[_GetStatsResponseFields]):
             ```proto
             repeated string features = 102;
             ```
+        segments:
+            ```proto
+            optional int32 segments = 103;
+            ```
+        waiting_claims:
+            ```proto
+            optional int32 waiting_claims = 104;
+            ```
+        commits:
+            ```proto
+            optional osqueue.v1.CommitStats commits = 105;
+            ```
     """
 
-    __slots__ = ("total", "unclaimed", "in_progress", "broker_address", "completed_total", "dead", "features")
+    __slots__ = ("total", "unclaimed", "in_progress", "broker_address", "completed_total", "dead", "features", "segments", "waiting_claims", "commits")
 
     if TYPE_CHECKING:
 
@@ -559,6 +1133,9 @@ class GetStatsResponse(Message[_GetStatsResponseFields]):
             completed_total: int | None = None,
             dead: int | None = None,
             features: list[str] | None = None,
+            segments: int | None = None,
+            waiting_claims: int | None = None,
+            commits: CommitStats | None = None,
         ) -> None:
             pass
 
@@ -569,24 +1146,63 @@ class GetStatsResponse(Message[_GetStatsResponseFields]):
         completed_total: int
         dead: int
         features: list[str]
+        segments: int
+        waiting_claims: int
+        commits: CommitStats | None
 
-_ListJobsRequestFields: TypeAlias = NoReturn
+_ListJobsRequestFields: TypeAlias = Literal["limit", "cursor", "type", "status"]
 
 class ListJobsRequest(Message[_ListJobsRequestFields]):
     """
     ```proto
     message osqueue.v1.ListJobsRequest
     ```
+
+    Attributes:
+        limit:
+            1 to 1000, 1000 when absent
+
+            ```proto
+            optional int32 limit = 100;
+            ```
+        cursor:
+            next_cursor of the page before
+
+            ```proto
+            optional string cursor = 101;
+            ```
+        type:
+            empty: untyped
+
+            ```proto
+            optional string type = 102;
+            ```
+        status:
+            unclaimed or in_progress
+
+            ```proto
+            optional string status = 103;
+            ```
     """
 
-    __slots__ = ()
+    __slots__ = ("limit", "cursor", "type", "status")
 
     if TYPE_CHECKING:
 
         def __init__(
             self,
+            *,
+            limit: int | None = None,
+            cursor: str | None = None,
+            type: str | None = None,
+            status: str | None = None,
         ) -> None:
             pass
+
+        limit: int
+        cursor: str
+        type: str
+        status: str
 
 _JobInfoFields: TypeAlias = Literal["id", "status", "payload", "type", "worker_id", "created_at", "attempts", "max_attempts", "heartbeat"]
 
@@ -670,7 +1286,7 @@ class JobInfo(Message[_JobInfoFields]):
         max_attempts: int
         heartbeat: int
 
-_ListJobsResponseFields: TypeAlias = Literal["jobs", "total", "unclaimed", "in_progress", "completed_total", "broker_address"]
+_ListJobsResponseFields: TypeAlias = Literal["jobs", "total", "unclaimed", "in_progress", "completed_total", "broker_address", "truncated", "next_cursor"]
 
 class ListJobsResponse(Message[_ListJobsResponseFields]):
     """
@@ -703,9 +1319,19 @@ class ListJobsResponse(Message[_ListJobsResponseFields]):
             ```proto
             string broker_address = 6;
             ```
+        truncated:
+            there are more
+
+            ```proto
+            optional bool truncated = 100;
+            ```
+        next_cursor:
+            ```proto
+            optional string next_cursor = 101;
+            ```
     """
 
-    __slots__ = ("jobs", "total", "unclaimed", "in_progress", "completed_total", "broker_address")
+    __slots__ = ("jobs", "total", "unclaimed", "in_progress", "completed_total", "broker_address", "truncated", "next_cursor")
 
     if TYPE_CHECKING:
 
@@ -718,6 +1344,8 @@ class ListJobsResponse(Message[_ListJobsResponseFields]):
             in_progress: int = 0,
             completed_total: int = 0,
             broker_address: str = "",
+            truncated: bool | None = None,
+            next_cursor: str | None = None,
         ) -> None:
             pass
 
@@ -727,6 +1355,8 @@ class ListJobsResponse(Message[_ListJobsResponseFields]):
         in_progress: int
         completed_total: int
         broker_address: str
+        truncated: bool
+        next_cursor: str
 
 _ListDeadRequestFields: TypeAlias = Literal["limit", "cursor"]
 
@@ -986,7 +1616,7 @@ class DeleteDeadResponse(Message[_DeleteDeadResponseFields]):
 
 
 _DESC = file_desc(
-    b'\n\x16osqueue/v1/queue.proto\x12\nosqueue.v1"l\n\tRequestId\x12\x18\n\x07session\x18d \x01(\tR\x07session\x12\x16\n\x06number\x18e \x01(\x03R\x06number\x12\x16\n\x06lowest\x18f \x01(\x03R\x06lowest\x12\x15\n\x06age_ms\x18g \x01(\x03R\x05ageMs"\xaf\x01\n\x10SubmitJobRequest\x12\x18\n\x07payload\x18\x01 \x01(\x0cR\x07payload\x12&\n\x0cmax_attempts\x18\x02 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0f\n\r_max_attempts"*\n\x11SubmitJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"z\n\x0fClaimJobRequest\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x14\n\x05types\x18\x02 \x03(\tR\x05types\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\xc8\x01\n\x10ClaimJobResponse\x12\x1a\n\x06job_id\x18\x01 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12\x1d\n\x07payload\x18\x02 \x01(\x0cH\x01R\x07payload\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x18\n\x07attempt\x18d \x01(\x05R\x07attempt\x12$\n\x0blease_token\x18e \x01(\tH\x02R\nleaseToken\x88\x01\x01B\t\n\x07_job_idB\n\n\x08_payloadB\x0e\n\x0c_lease_token"|\n\x10HeartbeatRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01B\x0e\n\x0c_lease_token"\x13\n\x11HeartbeatResponse"\xb4\x01\n\x12CompleteJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0e\n\x0c_lease_token"\x15\n\x13CompleteJobResponse"8\n\x08JobError\x12\x12\n\x04type\x18d \x01(\tR\x04type\x12\x18\n\x07message\x18e \x01(\tR\x07message"\x81\x02\n\x0eFailJobRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18e \x01(\tR\x08workerId\x12*\n\x05error\x18f \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error\x12\x19\n\x05retry\x18g \x01(\x08H\x00R\x05retry\x88\x01\x01\x12$\n\x0blease_token\x18h \x01(\tH\x01R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18i \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x08\n\x06_retryB\x0e\n\x0c_lease_token"\x11\n\x0fFailJobResponse"\x11\n\x0fGetStatsRequest"\x8e\x02\n\x10GetStatsResponse\x12\x14\n\x05total\x18\x01 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x02 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x03 \x01(\x05R\ninProgress\x12%\n\x0ebroker_address\x18\x04 \x01(\tR\rbrokerAddress\x12,\n\x0fcompleted_total\x18d \x01(\x05H\x00R\x0ecompletedTotal\x88\x01\x01\x12\x17\n\x04dead\x18e \x01(\x05H\x01R\x04dead\x88\x01\x01\x12\x1a\n\x08features\x18f \x03(\tR\x08featuresB\x12\n\x10_completed_totalB\x07\n\x05_dead"\x11\n\x0fListJobsRequest"\xf8\x01\n\x07JobInfo\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07payload\x18\x03 \x01(\x0cR\x07payload\x12\x12\n\x04type\x18\x04 \x01(\tR\x04type\x12\x1b\n\tworker_id\x18\x05 \x01(\tR\x08workerId\x12\x1d\n\ncreated_at\x18\x06 \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18\x07 \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18\x08 \x01(\x05R\x0bmaxAttempts\x12\x1c\n\theartbeat\x18\t \x01(\x03R\theartbeat"\xe0\x01\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b2\x13.osqueue.v1.JobInfoR\x04jobs\x12\x14\n\x05total\x18\x02 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x03 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x04 \x01(\x05R\ninProgress\x12\'\n\x0fcompleted_total\x18\x05 \x01(\x05R\x0ecompletedTotal\x12%\n\x0ebroker_address\x18\x06 \x01(\tR\rbrokerAddress"^\n\x0fListDeadRequest\x12\x19\n\x05limit\x18d \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x1b\n\x06cursor\x18e \x01(\tH\x01R\x06cursor\x88\x01\x01B\x08\n\x06_limitB\t\n\x07_cursor"\xea\x01\n\x07DeadJob\x12\x0e\n\x02id\x18d \x01(\tR\x02id\x12\x18\n\x07payload\x18e \x01(\x0cR\x07payload\x12\x12\n\x04type\x18f \x01(\tR\x04type\x12\x1d\n\ncreated_at\x18g \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18h \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18i \x01(\x05R\x0bmaxAttempts\x12\x17\n\x07dead_at\x18j \x01(\x03R\x06deadAt\x12*\n\x05error\x18k \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error"\x87\x01\n\x10ListDeadResponse\x12\'\n\x04jobs\x18d \x03(\x0b2\x13.osqueue.v1.DeadJobR\x04jobs\x12\x14\n\x05total\x18e \x01(\x05R\x05total\x12$\n\x0bnext_cursor\x18f \x01(\tH\x00R\nnextCursor\x88\x01\x01B\x0e\n\x0c_next_cursor"a\n\x12RequeueDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x15\n\x13RequeueDeadResponse"`\n\x11DeleteDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x14\n\x12DeleteDeadResponse2\xfe\x05\n\x0cQueueService\x12H\n\tSubmitJob\x12\x1c.osqueue.v1.SubmitJobRequest\x1a\x1d.osqueue.v1.SubmitJobResponse\x12E\n\x08ClaimJob\x12\x1b.osqueue.v1.ClaimJobRequest\x1a\x1c.osqueue.v1.ClaimJobResponse\x12H\n\tHeartbeat\x12\x1c.osqueue.v1.HeartbeatRequest\x1a\x1d.osqueue.v1.HeartbeatResponse\x12N\n\x0bCompleteJob\x12\x1e.osqueue.v1.CompleteJobRequest\x1a\x1f.osqueue.v1.CompleteJobResponse\x12B\n\x07FailJob\x12\x1a.osqueue.v1.FailJobRequest\x1a\x1b.osqueue.v1.FailJobResponse\x12J\n\x08GetStats\x12\x1b.osqueue.v1.GetStatsRequest\x1a\x1c.osqueue.v1.GetStatsResponse"\x03\x90\x02\x01\x12J\n\x08ListJobs\x12\x1b.osqueue.v1.ListJobsRequest\x1a\x1c.osqueue.v1.ListJobsResponse"\x03\x90\x02\x01\x12J\n\x08ListDead\x12\x1b.osqueue.v1.ListDeadRequest\x1a\x1c.osqueue.v1.ListDeadResponse"\x03\x90\x02\x01\x12N\n\x0bRequeueDead\x12\x1e.osqueue.v1.RequeueDeadRequest\x1a\x1f.osqueue.v1.RequeueDeadResponse\x12K\n\nDeleteDead\x12\x1d.osqueue.v1.DeleteDeadRequest\x1a\x1e.osqueue.v1.DeleteDeadResponseb\x06proto3',
+    b'\n\x16osqueue/v1/queue.proto\x12\nosqueue.v1"l\n\tRequestId\x12\x18\n\x07session\x18d \x01(\tR\x07session\x12\x16\n\x06number\x18e \x01(\x03R\x06number\x12\x16\n\x06lowest\x18f \x01(\x03R\x06lowest\x12\x15\n\x06age_ms\x18g \x01(\x03R\x05ageMs"\xaf\x01\n\x10SubmitJobRequest\x12\x18\n\x07payload\x18\x01 \x01(\x0cR\x07payload\x12&\n\x0cmax_attempts\x18\x02 \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0f\n\r_max_attempts"*\n\x11SubmitJobResponse\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId"\x9c\x01\n\x0fClaimJobRequest\x12\x1b\n\tworker_id\x18\x01 \x01(\tR\x08workerId\x12\x14\n\x05types\x18\x02 \x03(\tR\x05types\x124\n\nrequest_id\x18d \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId\x12\x17\n\x04wait\x18e \x01(\x01H\x00R\x04wait\x88\x01\x01B\x07\n\x05_wait"\xc8\x01\n\x10ClaimJobResponse\x12\x1a\n\x06job_id\x18\x01 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12\x1d\n\x07payload\x18\x02 \x01(\x0cH\x01R\x07payload\x88\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tR\x04type\x12\x18\n\x07attempt\x18d \x01(\x05R\x07attempt\x12$\n\x0blease_token\x18e \x01(\tH\x02R\nleaseToken\x88\x01\x01B\t\n\x07_job_idB\n\n\x08_payloadB\x0e\n\x0c_lease_token"|\n\x10HeartbeatRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01B\x0e\n\x0c_lease_token"\x13\n\x11HeartbeatResponse"\xb4\x01\n\x12CompleteJobRequest\x12\x15\n\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18\x02 \x01(\tR\x08workerId\x12$\n\x0blease_token\x18d \x01(\tH\x00R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x0e\n\x0c_lease_token"\x15\n\x13CompleteJobResponse"8\n\x08JobError\x12\x12\n\x04type\x18d \x01(\tR\x04type\x12\x18\n\x07message\x18e \x01(\tR\x07message"\x81\x02\n\x0eFailJobRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x12\x1b\n\tworker_id\x18e \x01(\tR\x08workerId\x12*\n\x05error\x18f \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error\x12\x19\n\x05retry\x18g \x01(\x08H\x00R\x05retry\x88\x01\x01\x12$\n\x0blease_token\x18h \x01(\tH\x01R\nleaseToken\x88\x01\x01\x124\n\nrequest_id\x18i \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x08\n\x06_retryB\x0e\n\x0c_lease_token"\x11\n\x0fFailJobResponse"o\n\x06NewJob\x12\x18\n\x07payload\x18d \x01(\x0cR\x07payload\x12&\n\x0cmax_attempts\x18e \x01(\x05H\x00R\x0bmaxAttempts\x88\x01\x01\x12\x12\n\x04type\x18f \x01(\tR\x04typeB\x0f\n\r_max_attempts"q\n\x11SubmitJobsRequest\x12&\n\x04jobs\x18d \x03(\x0b2\x12.osqueue.v1.NewJobR\x04jobs\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\xbe\x01\n\nEntryError\x12\x10\n\x03tag\x18d \x01(\tR\x03tag\x12\x18\n\x07message\x18e \x01(\tR\x07message\x12\x19\n\x05field\x18f \x01(\tH\x00R\x05field\x88\x01\x01\x12\x1d\n\x07outcome\x18g \x01(\tH\x01R\x07outcome\x88\x01\x01\x12$\n\x0bretry_after\x18h \x01(\x01H\x02R\nretryAfter\x88\x01\x01B\x08\n\x06_fieldB\n\n\x08_outcomeB\x0e\n\x0c_retry_after"e\n\x0eSubmittedEntry\x12\x1a\n\x06job_id\x18d \x01(\tH\x00R\x05jobId\x88\x01\x01\x12,\n\x05error\x18e \x01(\x0b2\x16.osqueue.v1.EntryErrorR\x05errorB\t\n\x07_job_id"J\n\x12SubmitJobsResponse\x124\n\x07results\x18d \x03(\x0b2\x1a.osqueue.v1.SubmittedEntryR\x07results"\xc2\x01\n\x10ClaimJobsRequest\x12\x1b\n\tworker_id\x18d \x01(\tR\x08workerId\x12\x14\n\x05types\x18e \x03(\tR\x05types\x12\x19\n\x05limit\x18f \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x17\n\x04wait\x18g \x01(\x01H\x01R\x04wait\x88\x01\x01\x124\n\nrequest_id\x18h \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestIdB\x08\n\x06_limitB\x07\n\x05_wait"E\n\x11ClaimJobsResponse\x120\n\x04jobs\x18d \x03(\x0b2\x1c.osqueue.v1.ClaimJobResponseR\x04jobs"T\n\x05Lease\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x12$\n\x0blease_token\x18e \x01(\tH\x00R\nleaseToken\x88\x01\x01B\x0e\n\x0c_lease_token"\x8f\x01\n\x13CompleteJobsRequest\x12\x1b\n\tworker_id\x18d \x01(\tR\x08workerId\x12%\n\x04jobs\x18e \x03(\x0b2\x11.osqueue.v1.LeaseR\x04jobs\x124\n\nrequest_id\x18f \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId";\n\x0bLeasedEntry\x12,\n\x05error\x18d \x01(\x0b2\x16.osqueue.v1.EntryErrorR\x05error"I\n\x14CompleteJobsResponse\x121\n\x07results\x18d \x03(\x0b2\x17.osqueue.v1.LeasedEntryR\x07results"Z\n\x14HeartbeatJobsRequest\x12\x1b\n\tworker_id\x18d \x01(\tR\x08workerId\x12%\n\x04jobs\x18e \x03(\x0b2\x11.osqueue.v1.LeaseR\x04jobs"J\n\x15HeartbeatJobsResponse\x121\n\x07results\x18d \x03(\x0b2\x17.osqueue.v1.LeasedEntryR\x07results"\x11\n\x0fGetStatsRequest"\xb3\x01\n\x0bCommitStats\x12\x18\n\x07seconds\x18d \x01(\x01R\x07seconds\x12\x16\n\x06writes\x18e \x01(\x03R\x06writes\x12\x14\n\x05bytes\x18f \x01(\x03R\x05bytes\x12\x1a\n\x08requests\x18g \x01(\x03R\x08requests\x12\x1f\n\x0blatency_p50\x18h \x01(\x01R\nlatencyP50\x12\x1f\n\x0blatency_p99\x18i \x01(\x01R\nlatencyP99"\xae\x03\n\x10GetStatsResponse\x12\x14\n\x05total\x18\x01 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x02 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x03 \x01(\x05R\ninProgress\x12%\n\x0ebroker_address\x18\x04 \x01(\tR\rbrokerAddress\x12,\n\x0fcompleted_total\x18d \x01(\x05H\x00R\x0ecompletedTotal\x88\x01\x01\x12\x17\n\x04dead\x18e \x01(\x05H\x01R\x04dead\x88\x01\x01\x12\x1a\n\x08features\x18f \x03(\tR\x08features\x12\x1f\n\x08segments\x18g \x01(\x05H\x02R\x08segments\x88\x01\x01\x12*\n\x0ewaiting_claims\x18h \x01(\x05H\x03R\rwaitingClaims\x88\x01\x01\x121\n\x07commits\x18i \x01(\x0b2\x17.osqueue.v1.CommitStatsR\x07commitsB\x12\n\x10_completed_totalB\x07\n\x05_deadB\x0b\n\t_segmentsB\x11\n\x0f_waiting_claims"\xa8\x01\n\x0fListJobsRequest\x12\x19\n\x05limit\x18d \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x1b\n\x06cursor\x18e \x01(\tH\x01R\x06cursor\x88\x01\x01\x12\x17\n\x04type\x18f \x01(\tH\x02R\x04type\x88\x01\x01\x12\x1b\n\x06status\x18g \x01(\tH\x03R\x06status\x88\x01\x01B\x08\n\x06_limitB\t\n\x07_cursorB\x07\n\x05_typeB\t\n\x07_status"\xf8\x01\n\x07JobInfo\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n\x07payload\x18\x03 \x01(\x0cR\x07payload\x12\x12\n\x04type\x18\x04 \x01(\tR\x04type\x12\x1b\n\tworker_id\x18\x05 \x01(\tR\x08workerId\x12\x1d\n\ncreated_at\x18\x06 \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18\x07 \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18\x08 \x01(\x05R\x0bmaxAttempts\x12\x1c\n\theartbeat\x18\t \x01(\x03R\theartbeat"\xc7\x02\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b2\x13.osqueue.v1.JobInfoR\x04jobs\x12\x14\n\x05total\x18\x02 \x01(\x05R\x05total\x12\x1c\n\tunclaimed\x18\x03 \x01(\x05R\tunclaimed\x12\x1f\n\x0bin_progress\x18\x04 \x01(\x05R\ninProgress\x12\'\n\x0fcompleted_total\x18\x05 \x01(\x05R\x0ecompletedTotal\x12%\n\x0ebroker_address\x18\x06 \x01(\tR\rbrokerAddress\x12!\n\ttruncated\x18d \x01(\x08H\x00R\ttruncated\x88\x01\x01\x12$\n\x0bnext_cursor\x18e \x01(\tH\x01R\nnextCursor\x88\x01\x01B\x0c\n\n_truncatedB\x0e\n\x0c_next_cursor"^\n\x0fListDeadRequest\x12\x19\n\x05limit\x18d \x01(\x05H\x00R\x05limit\x88\x01\x01\x12\x1b\n\x06cursor\x18e \x01(\tH\x01R\x06cursor\x88\x01\x01B\x08\n\x06_limitB\t\n\x07_cursor"\xea\x01\n\x07DeadJob\x12\x0e\n\x02id\x18d \x01(\tR\x02id\x12\x18\n\x07payload\x18e \x01(\x0cR\x07payload\x12\x12\n\x04type\x18f \x01(\tR\x04type\x12\x1d\n\ncreated_at\x18g \x01(\x03R\tcreatedAt\x12\x1a\n\x08attempts\x18h \x01(\x05R\x08attempts\x12!\n\x0cmax_attempts\x18i \x01(\x05R\x0bmaxAttempts\x12\x17\n\x07dead_at\x18j \x01(\x03R\x06deadAt\x12*\n\x05error\x18k \x01(\x0b2\x14.osqueue.v1.JobErrorR\x05error"\x87\x01\n\x10ListDeadResponse\x12\'\n\x04jobs\x18d \x03(\x0b2\x13.osqueue.v1.DeadJobR\x04jobs\x12\x14\n\x05total\x18e \x01(\x05R\x05total\x12$\n\x0bnext_cursor\x18f \x01(\tH\x00R\nnextCursor\x88\x01\x01B\x0e\n\x0c_next_cursor"a\n\x12RequeueDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x15\n\x13RequeueDeadResponse"`\n\x11DeleteDeadRequest\x12\x15\n\x06job_id\x18d \x01(\tR\x05jobId\x124\n\nrequest_id\x18e \x01(\x0b2\x15.osqueue.v1.RequestIdR\trequestId"\x14\n\x12DeleteDeadResponse2\xbe\x08\n\x0cQueueService\x12H\n\tSubmitJob\x12\x1c.osqueue.v1.SubmitJobRequest\x1a\x1d.osqueue.v1.SubmitJobResponse\x12E\n\x08ClaimJob\x12\x1b.osqueue.v1.ClaimJobRequest\x1a\x1c.osqueue.v1.ClaimJobResponse\x12H\n\tHeartbeat\x12\x1c.osqueue.v1.HeartbeatRequest\x1a\x1d.osqueue.v1.HeartbeatResponse\x12N\n\x0bCompleteJob\x12\x1e.osqueue.v1.CompleteJobRequest\x1a\x1f.osqueue.v1.CompleteJobResponse\x12B\n\x07FailJob\x12\x1a.osqueue.v1.FailJobRequest\x1a\x1b.osqueue.v1.FailJobResponse\x12K\n\nSubmitJobs\x12\x1d.osqueue.v1.SubmitJobsRequest\x1a\x1e.osqueue.v1.SubmitJobsResponse\x12H\n\tClaimJobs\x12\x1c.osqueue.v1.ClaimJobsRequest\x1a\x1d.osqueue.v1.ClaimJobsResponse\x12Q\n\x0cCompleteJobs\x12\x1f.osqueue.v1.CompleteJobsRequest\x1a .osqueue.v1.CompleteJobsResponse\x12T\n\rHeartbeatJobs\x12 .osqueue.v1.HeartbeatJobsRequest\x1a!.osqueue.v1.HeartbeatJobsResponse\x12J\n\x08GetStats\x12\x1b.osqueue.v1.GetStatsRequest\x1a\x1c.osqueue.v1.GetStatsResponse"\x03\x90\x02\x01\x12J\n\x08ListJobs\x12\x1b.osqueue.v1.ListJobsRequest\x1a\x1c.osqueue.v1.ListJobsResponse"\x03\x90\x02\x01\x12J\n\x08ListDead\x12\x1b.osqueue.v1.ListDeadRequest\x1a\x1c.osqueue.v1.ListDeadResponse"\x03\x90\x02\x01\x12N\n\x0bRequeueDead\x12\x1e.osqueue.v1.RequeueDeadRequest\x1a\x1f.osqueue.v1.RequeueDeadResponse\x12K\n\nDeleteDead\x12\x1d.osqueue.v1.DeleteDeadRequest\x1a\x1e.osqueue.v1.DeleteDeadResponseb\x06proto3',
     [],
     {
         "RequestId": RequestId,
@@ -1001,7 +1631,21 @@ _DESC = file_desc(
         "JobError": JobError,
         "FailJobRequest": FailJobRequest,
         "FailJobResponse": FailJobResponse,
+        "NewJob": NewJob,
+        "SubmitJobsRequest": SubmitJobsRequest,
+        "EntryError": EntryError,
+        "SubmittedEntry": SubmittedEntry,
+        "SubmitJobsResponse": SubmitJobsResponse,
+        "ClaimJobsRequest": ClaimJobsRequest,
+        "ClaimJobsResponse": ClaimJobsResponse,
+        "Lease": Lease,
+        "CompleteJobsRequest": CompleteJobsRequest,
+        "LeasedEntry": LeasedEntry,
+        "CompleteJobsResponse": CompleteJobsResponse,
+        "HeartbeatJobsRequest": HeartbeatJobsRequest,
+        "HeartbeatJobsResponse": HeartbeatJobsResponse,
         "GetStatsRequest": GetStatsRequest,
+        "CommitStats": CommitStats,
         "GetStatsResponse": GetStatsResponse,
         "ListJobsRequest": ListJobsRequest,
         "JobInfo": JobInfo,

@@ -1,0 +1,165 @@
+"""All segments of one kind, in the order of their first jobs, and which of them are in memory."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from operator import attrgetter
+from typing import Final
+
+from osqueue_client.errors import StorageBackendError
+
+from .segment import Contents, Segment, SegmentNeeded
+from .sequence import Sequence
+
+KEPT_READ: Final = 8
+"""Segments whose jobs are kept in memory, beside those that come next."""
+
+NEXT: Final = 2
+"""Segments at the front that are read before they are asked for."""
+
+_position = attrgetter("position")
+
+
+class Segments:
+    """Each method is O(1), O(log n), or goes over the segments, never over their jobs."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        """Jobs in all of them."""
+        self.bytes = 0
+        """Bytes that their summaries add to the document at most."""
+        self.dropped: list[str] = []
+        """The names of those that were taken out since `take_dropped`."""
+        self._all: Sequence[Segment] = Sequence()
+        self._by_type: dict[str, list[Segment]] = {}
+        self._untold: list[Segment] = []
+        self._read: OrderedDict[str, Segment] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self._all)
+
+    def get(self, name: str) -> Segment | None:
+        """Return the segment with this name."""
+        return self._all.get(name)
+
+    def add(self, segment: Segment) -> None:
+        """Take in a segment."""
+        self._all.add(segment)
+        self.left += segment.left
+        self.bytes += segment.text_limit
+        if segment.types is None:
+            insort(self._untold, segment, key=_position)
+        for type in segment.types or ():
+            insort(self._by_type.setdefault(type, []), segment, key=_position)
+
+    def first(self, types: tuple[str, ...], before: int | None) -> tuple[Segment, int] | None:
+        """Return the oldest job of these types, of any if there are none, that is older than `before`.
+
+        That is its segment and its place in it. Raises `SegmentNeeded` if a segment has to be read for it.
+        """
+        best: tuple[Segment, int] | None = None
+        for segment in self._candidates(types):
+            if before is not None and segment.position >= before:
+                break
+            if segment.is_lost:
+                continue
+            place = self.contents(segment).first(segment, types)
+            if place is None:
+                continue
+            order = self.contents(segment).orders[place]
+            if before is None or order < before:
+                before, best = order, (segment, place)
+        return best
+
+    def find(self, job_id: str) -> tuple[Segment, int] | None:
+        """Return the segment and the place of a job. Raises `SegmentNeeded` if a segment has to be read for it.
+
+        Raises `StorageBackendError` if it may stand in one that is lost.
+        """
+        for segment in self._all:
+            if segment.may_hold(job_id):
+                if segment.is_lost:
+                    raise StorageBackendError(
+                        f"job {job_id} may stand in segment {segment.id}, which cannot be read; the log says why",
+                        outcome="not_applied",
+                    )
+                place = self.contents(segment).ids.get(job_id)
+                if place is not None and not segment.is_gone(place):
+                    return segment, place
+        return None
+
+    def contents(self, segment: Segment) -> Contents:
+        """Return the jobs of a segment. Raises `SegmentNeeded` if it has to be read for that."""
+        if segment.contents is None:
+            raise SegmentNeeded(segment)
+        self._read.move_to_end(segment.id)
+        return segment.contents
+
+    def read(self, segment: Segment, contents: Contents) -> None:
+        """Take in the jobs of a segment, and give up those of the one that was not asked for longest."""
+        segment.read(contents)
+        self._read[segment.id] = segment
+        front = {segment.id for segment in self.front()}
+        for name in list(self._read):
+            if len(self._read) <= KEPT_READ:
+                break
+            if name not in front and name != segment.id:
+                self._read.pop(name).contents = None
+
+    def front(self) -> list[Segment]:
+        """Return the segments that come next."""
+        return [segment for segment, _ in zip(self._all, range(NEXT), strict=False)]
+
+    def take(self, segment: Segment, place: int) -> None:
+        """Take a job out of a segment that was read, and the segment if it was the last one."""
+        contents = self.contents(segment)
+        type = contents.types[place]
+        segment.take(place, type)
+        self._all.touch(segment)
+        self.left -= 1
+        if segment.types is not None and type not in segment.types:
+            self._forget_type(segment, type)
+        if not segment.left:
+            self.drop(segment)
+
+    def drop(self, segment: Segment) -> None:
+        """Take out a segment."""
+        self._all.remove(segment)
+        self.left -= segment.left
+        self.bytes -= segment.text_limit
+        self._read.pop(segment.id, None)
+        segment.contents = None
+        if segment.types is None:
+            self._untold.remove(segment)
+        for type in segment.types or ():
+            self._forget_type(segment, type)
+        self.dropped.append(segment.id)
+
+    def take_dropped(self) -> list[str]:
+        """Return the names of the segments that were taken out since the last call."""
+        dropped, self.dropped = self.dropped, []
+        return dropped
+
+    def text(self) -> list[bytes]:
+        """Return the summaries as the pieces of a JSON array."""
+        return self._all.text()
+
+    def _candidates(self, types: tuple[str, ...]) -> Iterable[Segment]:
+        if not types:
+            return self._all
+        wanted = [type for type in dict.fromkeys(types) if type]  # untyped jobs are for those who take any
+        told = [self._by_type[type] for type in wanted if type in self._by_type]
+        untold = [segment for segment in self._untold if any(map(segment.may_hold_type, wanted))]
+        return merge(*told, untold, key=_position)
+
+    def _forget_type(self, segment: Segment, type: str) -> None:
+        segments = self._by_type[type]
+        segments.remove(segment)
+        if not segments:
+            del self._by_type[type]
