@@ -28,7 +28,7 @@ def test_without_options_it_serves_a_file_in_the_current_folder_to_this_machine(
     assert options() == {
         "storage": "file:./.osqueue", "host": "127.0.0.1", "port": 8080, "advertise": None, "allow_origin": None,
         "reads_per_minute": None, "writes_per_minute": None, "writes_per_day": None, "storage_probe": True,
-        "standby": False, "log_level": "info", "heartbeat_timeout": 30.0, "max_attempts": 3,
+        "standby": False, "http2": False, "log_level": "info", "heartbeat_timeout": 30.0, "max_attempts": 3,
         "broker_heartbeat_interval": 3.0, "broker_heartbeat_timeout": 10.0, "group_commit_interval": 0.0,
         "request_timeout": 10.0,
     }  # fmt: skip
@@ -39,14 +39,14 @@ def test_each_option_has_its_environment_variable() -> None:
         OSQUEUE_STORAGE="memory:", OSQUEUE_HOST="::1", OSQUEUE_PORT="0", OSQUEUE_ADVERTISE="a:1",
         OSQUEUE_ALLOW_ORIGIN="https://a.example, https://b.example", OSQUEUE_READS_PER_MINUTE="600",
         OSQUEUE_WRITES_PER_MINUTE="60", OSQUEUE_WRITES_PER_DAY="5000", OSQUEUE_STORAGE_PROBE="no",
-        OSQUEUE_STANDBY="yes", OSQUEUE_LOG_LEVEL="WARNING", OSQUEUE_HEARTBEAT_TIMEOUT="60",
+        OSQUEUE_STANDBY="yes", OSQUEUE_HTTP2="yes", OSQUEUE_LOG_LEVEL="WARNING", OSQUEUE_HEARTBEAT_TIMEOUT="60",
         OSQUEUE_MAX_ATTEMPTS="5", OSQUEUE_BROKER_HEARTBEAT_INTERVAL="6", OSQUEUE_BROKER_HEARTBEAT_TIMEOUT="20",
         OSQUEUE_GROUP_COMMIT_INTERVAL="0.5", OSQUEUE_REQUEST_TIMEOUT="30",
     )  # fmt: skip
     assert given == {
         "storage": "memory:", "host": "::1", "port": 0, "advertise": "a:1",
         "allow_origin": ["https://a.example", "https://b.example"], "reads_per_minute": 600.0,
-        "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "standby": True,
+        "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "standby": True, "http2": True,
         "log_level": "warning", "heartbeat_timeout": 60.0, "max_attempts": 5, "broker_heartbeat_interval": 6.0,
         "broker_heartbeat_timeout": 20.0, "group_commit_interval": 0.5,
         "request_timeout": 30.0,

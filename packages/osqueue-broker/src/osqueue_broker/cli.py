@@ -84,6 +84,7 @@ async def _serve(options: argparse.Namespace) -> None:
             allow_origins=options.allow_origin,
             settings=_settings(options),
             standby=options.standby,
+            http2=options.http2,
         )
         await server.run(on_started=lambda: print(f"Broker listening on {server.address}", flush=True))
 
@@ -149,6 +150,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         _boolean,
         False,
         "wait while another broker leads, and take over when it ends (default: no)",
+    )
+    add(
+        "--http2",
+        _boolean,
+        False,
+        "serve HTTP/2 and gRPC on the same port, too; experimental (default: no)",
     )
     for name, (parse, help) in _SETTINGS.items():
         default = getattr(_DEFAULTS, name)

@@ -1,6 +1,7 @@
 """uvicorn inside the running event loop, as a part of a program and not as its owner.
 
-The seam for other HTTP versions is `Listener(protocol=...)`: the class that speaks to one connection.
+The seam for other HTTP versions is `Listener(protocol=...)`: the class that speaks to one connection. `http_protocol`
+chooses one.
 """
 
 from __future__ import annotations
@@ -11,15 +12,44 @@ import socket
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from osqueue_client.errors import ConfigError
 
 from .connection import JoiningHttpProtocol, PiecewiseWebSocketProtocol
 
 WS_MESSAGE_LIMIT: Final = 16 * 1024 * 1024
 """A larger WebSocket message ends its connection; up to it, the broker answers with an error."""
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A connection that ends when its peer takes too long."""
+
+    def close_if_late(self, limit: float) -> None:
+        """End what has been arriving for more than `limit` seconds."""
+        ...
+
+
+def http_protocol(*, http2: bool) -> type[asyncio.Protocol]:
+    """Return the protocol for a `Listener`: HTTP/1.1, or HTTP/2 beside it.
+
+    Raises `ConfigError` if the extra for HTTP/2 is not installed.
+    """
+    if not http2:
+        return JoiningHttpProtocol
+    try:
+        from .either_http import EitherHttpProtocol
+    except ModuleNotFoundError as error:
+        if error.name != "zttp":
+            raise
+        raise ConfigError(
+            'HTTP/2 needs the package zttp, which is not installed: pip install "osqueue-broker[h2]"'
+        ) from error
+    return EitherHttpProtocol
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -47,7 +77,7 @@ class _Server(uvicorn.Server):
         self.has_started = asyncio.Event()
         self.must_stop = asyncio.Event()
         self.grace = 0.0
-        self.server_state.is_stopping = False  # type: ignore[attr-defined]  # read by JoiningHttpProtocol
+        self.server_state.is_stopping = False  # type: ignore[attr-defined]  # read by our protocols
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -62,7 +92,7 @@ class _Server(uvicorn.Server):
             date = formatdate(time.time(), usegmt=True).encode()  # noqa: TID251  # only for the Date header
             self.server_state.default_headers[:] = [(b"date", date)]
             for connection in list(self.server_state.connections):
-                if isinstance(connection, JoiningHttpProtocol):
+                if isinstance(connection, Timed):
                     connection.close_if_late(self._receive_timeout)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(1.0, self._receive_timeout / 4)):

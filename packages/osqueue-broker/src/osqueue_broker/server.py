@@ -17,7 +17,7 @@ from .addresses import checked_address, checked_port, default_address, is_bound_
 from .app import BrokerApp
 from .broker import Broker, first
 from .clock import Clock, SystemClock
-from .listener import Listener, bind
+from .listener import Listener, bind, http_protocol
 from .origins import Origins
 from .service import QueueService
 from .settings import BrokerSettings
@@ -44,6 +44,9 @@ class BrokerServer:
 
     The storage belongs to the caller and stays open. `advertise` is the `host:port` at which others reach
     this broker, by default what is bound (the host's name for a wildcard address).
+
+    `http2` serves HTTP/2, and with it gRPC, on the same port. Experimental; raises `ConfigError` without the extra
+    `osqueue-broker[h2]`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class BrokerServer:
         allow_origins: Sequence[str] | None = None,
         settings: BrokerSettings | None = None,
         standby: bool = False,
+        http2: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self._storage = storage
@@ -67,6 +71,7 @@ class BrokerServer:
         self._settings.check_against(storage)
         self._clock = clock or SystemClock()
         self._standby = standby
+        self._protocol = http_protocol(http2=http2)
         self._main: asyncio.Task[None] | None = None
         self._must_stop = asyncio.Event()
         self._broker: Broker | None = None
@@ -193,7 +198,7 @@ class BrokerServer:
     ) -> None:
         settings = self._settings
         app = BrokerApp(service, origins=self._origins, max_request_bytes=settings.max_request_bytes)
-        listener = Listener(app, sock, receive_timeout=settings.receive_timeout)
+        listener = Listener(app, sock, receive_timeout=settings.receive_timeout, protocol=self._protocol)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(listener.serve())
             await listener.wait_started()
