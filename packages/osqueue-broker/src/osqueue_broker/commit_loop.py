@@ -100,7 +100,7 @@ class CommitLoop:
         Claims that wait for a job are turned away: they would hold up the end.
         """
         self._is_draining = True
-        self._inbox.end_waits(BrokerLeadershipError("this broker stops", outcome="not_applied"))
+        self._inbox.refuse_waits(BrokerLeadershipError("this broker stops", outcome="not_applied"))
 
     def stop(self) -> None:
         """Have `run` commit what waits, hand the leadership over, and return."""
@@ -150,8 +150,9 @@ class CommitLoop:
         state = self._term.state
         for new_id in self._inbox.take_withdrawn():
             state.waiting_claims.remove(new_id)
-        batch = self._inbox.take()
+        batch = self._inbox.take(self._room())
         applied = apply(state, [waiting.mutation for waiting in batch], now)
+        self._inbox.take_late(claim for claim, _ in applied.late)
         owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
         for segment in applied.needed:
             self._segments.need(segment)
@@ -166,6 +167,15 @@ class CommitLoop:
         if superseded_by is not None and not (has_landed and leader is None):
             await self._end_term(superseded_by.found)
         return has_landed
+
+    def _room(self) -> int:
+        """Return how many bytes of requests the next batch may hold.
+
+        It is bounded so that no batch holds up the event loop for long, and that the document does not grow faster
+        than segments are made of it.
+        """
+        threshold = self._settings.segment_threshold
+        return max(min(threshold // 2, 2 * threshold - len(self._term.body)), threshold // 8)
 
     def _answer(self, applied: Applied) -> None:
         self._inbox.answer(applied.answers)

@@ -32,7 +32,7 @@ _SWEEP_INTERVAL: Final = 0.1
 class Waiting:
     """One request, and where its answer goes. The commit loop's, until it is answered."""
 
-    __slots__ = ("answer", "arrived_at", "mutation", "size")
+    __slots__ = ("answer", "arrived_at", "mutation", "size", "waits_until")
 
     def __init__(
         self, mutation: Mutation, size: int, answer: asyncio.Future[Model], arrived_at: float
@@ -41,6 +41,7 @@ class Waiting:
         self.size = size
         self.answer = answer
         self.arrived_at = arrived_at
+        self.waits_until = arrived_at
 
     @property
     def is_over(self) -> bool:
@@ -72,7 +73,7 @@ class Inbox:
     caller gone is followed by what has to be done about that (`UNDELIVERED`), which waits as long as it takes.
 
     A claim that waits for a job is held until it is answered late, its caller has gone, or its `wait` is over: then it
-    is taken once more, as one that does not wait.
+    is taken once more, as one that does not wait. From `take_late` on it is one of those that were taken.
     """
 
     def __init__(self, settings: BrokerSettings) -> None:
@@ -86,7 +87,10 @@ class Inbox:
         self._own: deque[Waiting] = deque()
         self._bytes = 0
         self._taken: list[Waiting] = []
+        self._late: dict[str, Waiting] = {}
         self._held: dict[str, Waiting] = {}
+        self._held_bytes = 0
+        self._no_waits: OsqueueError | None = None
         self._waits_end: list[tuple[float, str]] = []
         self._withdrawn: list[str] = []
         self._deferred: dict[str, list[Waiting]] = {}
@@ -135,13 +139,21 @@ class Inbox:
         self._arrived.set()
         return answer
 
-    def take(self) -> list[Waiting]:
-        """Return all that wait, what never changes anything first; those that were withdrawn are left out."""
-        queues = self._quiet, self._own, self._pending
-        batch = [waiting for queue in queues for waiting in queue if not waiting.is_over]
-        for queue in queues:
-            queue.clear()
-        self._bytes = 0
+    def take(self, limit: float = math.inf) -> list[Waiting]:
+        """Return what waits, what never changes anything first; those that were withdrawn are left out.
+
+        Of what may change something so much as makes up `limit` bytes, and always one request; the rest waits on.
+        """
+        batch = [waiting for queue in (self._quiet, self._own) for waiting in queue if not waiting.is_over]
+        self._bytes -= sum(waiting.size for waiting in self._quiet)
+        self._quiet.clear()
+        self._own.clear()
+        while self._pending and limit > 0:
+            waiting = self._pending.popleft()
+            self._bytes -= waiting.size
+            if not waiting.is_over:
+                limit -= waiting.size
+                batch.append(waiting)
         self._arrived.clear()
         self._taken = batch
         return batch
@@ -149,18 +161,20 @@ class Inbox:
     def take_withdrawn(self) -> list[str]:
         """Return the claims that wait for a job no more, by their `new_id`.
 
-        Their callers have gone, or their time is up; the latter are taken with the next batch.
+        Their callers have gone, or their time is up; the latter are taken with the next batch, before newer ones.
         """
         now = self._loop.time()
+        ended: list[Waiting] = []
         while self._waits_end and self._waits_end[0][0] <= now:
             _, new_id = heappop(self._waits_end)
-            held = self._held.pop(new_id, None)
+            held = self._release(new_id)
             if held is None or held.is_over:
                 continue
             self._withdrawn.append(new_id)
             held.mutation = _without_wait(held.mutation)
             held.arrived_at = now
-            self._pending.append(held)
+            ended.append(held)
+        self._put_back(ended)
         withdrawn, self._withdrawn = self._withdrawn, []
         return withdrawn
 
@@ -173,9 +187,23 @@ class Inbox:
     def end_waits(self, error: OsqueueError) -> None:
         """Answer the claims that wait for a job, and have no effect, with an error."""
         held, self._held = self._held, {}
+        self._held_bytes = 0
         for new_id, waiting in held.items():
             self._withdrawn.append(new_id)
             waiting.give(copy.copy(error))
+
+    def refuse_waits(self, error: OsqueueError) -> None:
+        """Answer the claims that wait for a job, and all that would have to from now on, with an error."""
+        self._no_waits = copy.copy(error)
+        self.end_waits(error)
+
+    def take_late(self, claims: Iterable[Mutation]) -> None:
+        """Hear which claims that waited for a job have come to something; `answer_late` tells them."""
+        for claim in claims:
+            waiting = self._release(claim.new_id)
+            if waiting is not None:
+                waiting.arrived_at = self._loop.time()
+                self._late[claim.new_id] = waiting
 
     def take_quiet(self) -> list[Waiting]:
         """Return those that wait and never change anything."""
@@ -203,7 +231,7 @@ class Inbox:
         """Answer the claims that have waited for a job until now."""
         for mutation, outcome in applied.late:
             assert outcome is not FOR_JOB, "it was tried because there is a job for it"
-            waiting = self._held.pop(mutation.new_id, None)
+            waiting = self._late.pop(mutation.new_id, None)
             if isinstance(outcome, SegmentNeeded):
                 if waiting is not None:
                     self._defer(waiting, outcome)
@@ -217,34 +245,53 @@ class Inbox:
         for name in [segment] if segment is not None else list(self._deferred):
             waiting = self._deferred.pop(name, [])
             self._deferred_count -= len(waiting)
-            self._pending.extendleft(reversed(waiting))
+            self._put_back(waiting)
+
+    def _put_back(self, taken: list[Waiting]) -> None:
+        """Have requests that were taken wait again, before all others."""
+        self._pending.extendleft(reversed(taken))
+        self._bytes += sum(waiting.size for waiting in taken)
         if self._pending:
             self._arrived.set()
 
     def _defer(self, waiting: Waiting, needed: SegmentNeeded) -> None:
         if needed.segment.contents is not None or needed.segment.is_lost:  # read while the batch was written
-            self._pending.append(waiting)
-            self._arrived.set()
+            self._put_back([waiting])
             return
         self._deferred.setdefault(needed.segment.id, []).append(waiting)
         self._deferred_count += 1
 
     def _hold(self, waiting: Waiting) -> None:
         new_id = waiting.mutation.new_id
+        if self._no_waits is not None:
+            waiting.give(copy.copy(self._no_waits))
+        elif self._held_bytes + waiting.size > self._settings.max_pending_bytes:
+            what = f"claims of {self._held_bytes:,} bytes wait for jobs"
+            waiting.give(QueueFullError(what, retry_after=1.0))
         if waiting.is_over:
             self._withdrawn.append(new_id)
             return
+        if waiting.waits_until == waiting.arrived_at:  # else it has waited before
+            wait: float = getattr(waiting.mutation.request, "wait", 0.0)
+            waiting.waits_until += wait
         self._held[new_id] = waiting
-        wait: float = getattr(waiting.mutation.request, "wait", 0.0)
-        heappush(self._waits_end, (waiting.arrived_at + wait, new_id))
+        self._held_bytes += waiting.size
+        heappush(self._waits_end, (waiting.waits_until, new_id))
         if len(self._waits_end) > 2 * len(self._held) + 64:
             self._waits_end = [end for end in self._waits_end if end[1] in self._held]
             heapify(self._waits_end)
         waiting.answer.add_done_callback(lambda _: self._let_go(new_id))
 
     def _let_go(self, new_id: str) -> None:
-        if self._held.pop(new_id, None) is not None:
+        if self._release(new_id) is not None:
             self._withdrawn.append(new_id)
+
+    def _release(self, new_id: str) -> Waiting | None:
+        """Hold a claim no longer; return it if it was held."""
+        held = self._held.pop(new_id, None)
+        if held is not None:
+            self._held_bytes -= held.size
+        return held
 
     def _take_back(self, request: Model, outcome: Model | OsqueueError) -> None:
         if isinstance(outcome, Model) and (mutation := undelivered(request, outcome)) is not None:
@@ -253,6 +300,9 @@ class Inbox:
     def refuse_taken(self, error: OsqueueError) -> None:
         """Answer all that was taken with the same error."""
         self.answer([copy.copy(error) for _ in self._taken])
+        late, self._late = self._late, {}
+        for waiting in late.values():
+            waiting.give(copy.copy(error))
 
     def wake(self) -> None:
         """Make `wait` and `wait_for_callers` return though nothing has arrived."""
@@ -316,14 +366,17 @@ class Inbox:
     def _on_alarm(self) -> None:
         self._alarm = None
         self.give_up(arrived_before=self._loop.time() - self._settings.request_timeout)
-        if len(self) or self._taken or self._deferred:
+        if len(self) or self._taken or self._late or self._held or self._deferred:
             self._set_alarm()
 
     def give_up(self, *, arrived_before: float = math.inf) -> None:
         """Answer what has waited since before that moment (of the loop's clock): the store is not answering."""
-        for waiting in self._taken:
+        for waiting in (*self._taken, *self._late.values()):
             if waiting.arrived_at <= arrived_before:
                 waiting.give(_unconfirmed())
+        for waiting in self._held.values():
+            if waiting.waits_until <= arrived_before:  # no batch is taken in which its wait could end
+                waiting.give(_unanswered())
         for queue in (self._quiet, self._pending, *self._deferred.values()):
             for waiting in queue:
                 if waiting.arrived_at > arrived_before:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from osqueue_client.errors import EngineStateError
 
 from .clock import Clock
+from .queue.merging import Merge
 from .queue.mutation import Mutation
 from .queue.sealing import SEAL, Plan, Seal, plan_segment
 from .queue.segment import Contents, Segment
@@ -101,7 +102,7 @@ class SegmentKeeper:
             if segment.contents is None and not segment.is_lost:
                 self.need(segment)
 
-    async def _make(self, plan: Plan) -> None:
+    async def _make(self, plan: Plan | Merge) -> None:
         await self._store.create(plan.name, plan.body)
         self._put(Mutation(SEAL, Seal(name=plan.name)))
 

@@ -34,6 +34,9 @@ and `heartbeatJobs`; `wait` in claims; pages and filters in `listJobs`."""
 _MAKES_JOB: Final = frozenset({SUBMIT_JOB.name, SUBMIT_JOBS.name})
 _MAKES_LEASE: Final = frozenset({CLAIM_JOB.name, CLAIM_JOBS.name})
 
+_ENTRY: Final = 128
+"""Bytes of an entry of a batch without its texts."""
+
 _ANY_READ: Final = Mutation(GET_STATS, GET_STATS.request(), "")
 
 
@@ -132,9 +135,11 @@ def _size(request: Model) -> int:
         elif isinstance(value, str):
             size += len(value)
         elif isinstance(value, tuple):
-            size += sum(len(item) if isinstance(item, str) else _size(item) for item in value)
+            size += sum(len(item) if isinstance(item, str) else _ENTRY + _size(item) for item in value)
         elif isinstance(value, Model):
             size += _size(value)
+        elif isinstance(value, int):  # the limit of a claim
+            size += value * _JOB
     return size
 
 
@@ -147,7 +152,10 @@ class _Unbounded(dict[type[Model], tuple[str, ...]]):
         return found
 
 
-_BOUNDED: Final = frozenset({"request_id", "max_attempts", "retry", "wait", "limit"})
+_JOB: Final = 256
+"""Bytes that are counted for each job of a claim."""
+
+_BOUNDED: Final = frozenset({"request_id", "max_attempts", "retry", "wait"})
 _UNBOUNDED: Final = _Unbounded()
 
 

@@ -269,7 +269,7 @@ class _Session:
                 self._given.append((bytes(id), operation, request, _without_payloads(answer)))
 
     def _cancel(self, id: Raw, cancelled: bytes) -> bytes:
-        """End a wait: it is answered as if its time were up. Where its answer is on its way, the leases are taken back."""
+        """End a wait, as if its time were up. Where its answer is on its way, the leases in it are taken back."""
         for call, waiting_id in self._waits.items():
             if waiting_id == cancelled:
                 call.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from osqueue_client import operations
@@ -11,7 +12,6 @@ from osqueue_client.errors import OsqueueError
 from osqueue_client.operations import AnyOperation
 
 from . import burials, claims, leases, reads, sealing, submits
-from .job import Job
 from .mutation import DONE, Answer, Mutation, Outcome
 from .once import answer_once
 from .rules import Now
@@ -94,22 +94,31 @@ def _answer(state: QueueState, mutation: Mutation, now: Now) -> Answer:
 
 
 def _answer_waiting(state: QueueState, now: Now) -> list[tuple[Mutation, Answer]]:
-    """Give the jobs that have become claimable, oldest first, to the claims that have waited longest for them."""
+    """Give the jobs that have become claimable, oldest first, to the claims that have waited longest for them.
+
+    A claim that was sent again while it waited is answered each time.
+    """
     answered: list[tuple[Mutation, Answer]] = []
+    waiting = state.waiting_claims
     types = state.take_offered_types()
-    while len(state.waiting_claims) and (job := _first_of(state, types)) is not None:
-        claim = state.waiting_claims.first_for(job.type)
-        if claim is None:
-            types.remove(job.type)
-            continue
-        state.waiting_claims.remove(claim.new_id)
-        answered.append((claim, _answer(state, claim, now)))
+    if not len(waiting):
+        return answered
+    heads = [(job.position, type) for type in types if (job := state.first_of_type(type)) is not None]
+    heapify(heads)
+    while heads and len(waiting):
+        position, type = heappop(heads)
+        job = state.first_of_type(type)
+        if job is not None and job.position == position:
+            claim = waiting.first_for(type)
+            if claim is None:
+                continue
+            for each in waiting.repeats_of(claim) or (claim,):
+                waiting.remove(each.new_id)
+                answered.append((each, _answer(state, each, now)))
+            job = state.first_of_type(type)
+        if job is not None:
+            heappush(heads, (job.position, type))
     return answered
-
-
-def _first_of(state: QueueState, types: set[str]) -> Job | None:
-    found = [job for type in types if (job := state.first_of_type(type)) is not None]
-    return min(found, key=lambda job: job.position, default=None)
 
 
 _HEARTBEATS: Final = frozenset({operations.HEARTBEAT.name, operations.HEARTBEAT_JOBS.name})

@@ -17,7 +17,7 @@ from .sessions import ANSWERS_LIMIT, BYTES_LIMIT, LONGEST_AGE_MS, SESSIONS_LIMIT
 from .state import QueueState
 
 _CLAIM_ROOM: Final = 256
-"""Bytes that remembering a claimed job may add to the document."""
+"""Bytes that remembering a claim may add to the document, however many jobs it gets."""
 
 
 def answer_once(
@@ -93,14 +93,8 @@ def _require_room(state: QueueState, mutation: Mutation, session: ClientSession 
             retry_after=1.0,
         )
     # Only claims: whatever ends a job makes room.
-    match mutation.request:
-        case models.ClaimJob():
-            growth = _CLAIM_ROOM
-        case models.ClaimJobs(limit=limit):
-            growth = _CLAIM_ROOM * (limit or 1)
-        case _:
-            return
-    if state.is_short_of_room(growth):
+    is_claim = isinstance(mutation.request, models.ClaimJob | models.ClaimJobs)
+    if is_claim and state.is_short_of_room(_CLAIM_ROOM):
         raise QueueFullError("the queue document has no room to remember a claim", retry_after=1.0)
 
 

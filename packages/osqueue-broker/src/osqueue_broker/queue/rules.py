@@ -23,8 +23,13 @@ class Rules:
 
     @property
     def segment_bytes(self) -> int:
-        """About how many bytes of jobs one segment holds."""
-        return self.segment_threshold // 2
+        """About how many bytes of jobs a segment holds when it is made: the document holds half as many on average."""
+        return self.segment_threshold // 8
+
+    @property
+    def merged_bytes(self) -> int:
+        """Bytes of segments that are merged into one."""
+        return 2 * self.segment_threshold
 
     @property
     def head_bytes(self) -> int:

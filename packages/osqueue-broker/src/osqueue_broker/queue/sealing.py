@@ -12,6 +12,7 @@ from osqueue_client.operations import Operation
 
 from .dead import DeadJob
 from .job import NOWHERE, UNCLAIMED, Job
+from .merging import Merge, plan_merge, use_merged
 from .mutation import DONE, Mutation
 from .rules import Now
 from .segment import TYPES_TOLD, Segment, SegmentText, segment_body
@@ -19,6 +20,9 @@ from .state import QueueState
 
 _WORTH: Final = 2
 """A segment is used if at least one in so many of its jobs are still to be moved when its object is there."""
+
+_PARTS: Final = 4
+"""Where more waits than one segment holds, one is made of so large a part of it, up to the size of merged ones."""
 
 AT_ONCE: Final = 4
 """Segments that are made at a time."""
@@ -59,14 +63,18 @@ SEAL: Final = Operation(
 )  # fmt: skip
 
 
-def plan_segment(state: QueueState, name: str, document_bytes: int) -> Plan | None:
+def plan_segment(state: QueueState, name: str, document_bytes: int) -> Plan | Merge | None:
     """Note and return the next segment to make, under this name; None if there is no need.
 
     `document_bytes` is how large the document was when it was last written.
     """
     if len(state.plans) >= AT_ONCE:
         return None
-    plan = _plan_jobs(state, name, document_bytes) or _plan_dead(state, name)
+    plans = [plan for plan in state.plans.values() if isinstance(plan, Plan)]
+    plan: Plan | Merge | None = _plan_jobs(state, plans, name, document_bytes)
+    plan = plan or _plan_dead(state, plans, name)
+    if plan is None and len(plans) == len(state.plans):  # one at a time
+        plan = plan_merge(state, name)
     if plan is not None:
         state.plans[name] = plan
     return plan
@@ -82,11 +90,19 @@ def seal(state: QueueState, mutation: Mutation, now: Now) -> Model:
     plan = state.plans.pop(request.name, None)
     if plan is None:
         return DONE  # it was made in a term that is over
+    if isinstance(plan, Merge):
+        use_merged(state, plan)
+    else:
+        _use(state, plan)
+    return DONE
+
+
+def _use(state: QueueState, plan: Plan) -> None:
     segments = state.dead_segments if plan.is_of_dead else state.segments
     moved = [_is_as_planned(state, *pair) for pair in zip(plan.jobs, plan.attempts, strict=True)]
     if _WORTH * sum(moved) < len(moved):
         segments.dropped.append(plan.name)
-        return DONE
+        return
     segment = _segment_of(plan)
     for place, (job, is_moved) in enumerate(zip(plan.jobs, moved, strict=True)):
         if is_moved:
@@ -97,21 +113,31 @@ def seal(state: QueueState, mutation: Mutation, now: Now) -> Model:
         state.load_dead_segment(segment)
     else:
         state.load_segment(segment)
-    return DONE
+        if segment.left == segment.count and segment.bytes < state.rules.merged_bytes // 2:
+            state.segments.keep_whole(segment, plan.body)
 
 
-def _plan_jobs(state: QueueState, name: str, document_bytes: int) -> Plan | None:
+def _plan_jobs(state: QueueState, plans: Sequence[Plan], name: str, document_bytes: int) -> Plan | None:
     rules = state.rules
-    plans = [plan for plan in state.plans.values() if not plan.is_of_dead]
+    plans = [plan for plan in plans if not plan.is_of_dead]
     is_first = not len(state.segments) and not plans
     if is_first and document_bytes <= rules.segment_threshold:
         return None
     head = rules.head_bytes if is_first else 0
-    if state.waiting_bytes - sum(len(plan.body) for plan in plans) < head + rules.segment_bytes:
+    waiting = state.waiting_bytes - sum(len(plan.body) for plan in plans) - head
+    if waiting < rules.segment_bytes:
         return None
+    wanted = min(max(waiting // _PARTS, rules.segment_bytes), rules.merged_bytes)
+    planned = max((plan.last for plan in plans), default=NOWHERE)
+    # What was added last; only where that is not it, what stands before all segments and would be next.
+    plan = _plan_after(state, max(planned, state.segments.last), name, wanted, head)
+    return plan if plan is not None or plans else _plan_after(state, NOWHERE, name, wanted, head)
+
+
+def _plan_after(state: QueueState, position: int, name: str, wanted: int, head: int) -> Plan | None:
     jobs: list[Job] = []
     size = 0
-    for job in state.jobs.after(max((plan.last for plan in plans), default=NOWHERE)):
+    for job in state.jobs.after(position):
         if job.status != UNCLAIMED:
             continue
         if head > 0:
@@ -119,13 +145,13 @@ def _plan_jobs(state: QueueState, name: str, document_bytes: int) -> Plan | None
             continue
         jobs.append(job)
         size += job.text_bytes
-        if size >= rules.segment_bytes:
+        if size >= wanted:
             return _plan(name, jobs, [job.attempts for job in jobs])
     return None
 
 
-def _plan_dead(state: QueueState, name: str) -> Plan | None:
-    plans = [plan for plan in state.plans.values() if plan.is_of_dead]
+def _plan_dead(state: QueueState, plans: Sequence[Plan], name: str) -> Plan | None:
+    plans = [plan for plan in plans if plan.is_of_dead]
     if state.dead_bytes - sum(len(plan.body) for plan in plans) < state.rules.segment_bytes:
         return None
     dead_jobs: list[DeadJob] = []

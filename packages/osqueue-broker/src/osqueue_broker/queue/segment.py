@@ -77,6 +77,11 @@ def segment_body(name: str, texts: Iterable[bytes]) -> bytes:
     return b'{"segment":%b,"jobs":[%b]}' % (_encoder.encode(name), b",".join(texts))
 
 
+def merged_body(name: str, bodies: Iterable[bytes]) -> bytes:
+    """Return the object of a segment with the jobs of others, whose objects are these."""
+    return segment_body(name, (body[body.index(b"[") + 1 : -2] for body in bodies))
+
+
 class Contents:
     """The jobs of a segment that was read: found by their place in it, by type, by id."""
 
@@ -127,8 +132,8 @@ class Segment:
     """A segment as the document speaks of it; `contents` are its jobs while they are in memory."""
 
     __slots__ = (
-        "_gone", "_ids", "_text", "_types", "block", "bytes", "contents", "count", "first_id", "id", "is_lost", "last",
-        "last_id", "left", "position", "text_limit", "types",
+        "_gone", "_ids", "_text", "_types", "block", "body", "bytes", "contents", "count", "first_id", "id",
+        "is_lost", "last", "last_id", "left", "position", "text_limit", "types",
     )  # fmt: skip
 
     def __init__(self, known: SegmentText) -> None:
@@ -143,6 +148,8 @@ class Segment:
         self._gone = bytearray(b64decode(known.gone).ljust((known.jobs + 7) // 8, b"\0"))
         self.left = known.jobs - int.from_bytes(self._gone, "little").bit_count()
         self.contents: Contents | None = None
+        self.body: bytes | None = None
+        """The object, where it was made just now and is still whole."""
         self.is_lost = False
         """The object is not there, or is not what it should be."""
         self.block: Block | None = None
@@ -172,11 +179,16 @@ class Segment:
         assert not self.is_gone(place), "a job is taken out once"
         self._gone[place >> 3] |= 1 << (place & 7)
         self.left -= 1
+        self.body = None
         if self.types is not None:
             self.types[type] -= 1
             if not self.types[type]:
                 del self.types[type]
         self._text = None
+
+    def gone_bits(self) -> int:
+        """Return which jobs were taken out, the first one's bit the lowest."""
+        return int.from_bytes(self._gone, "little")
 
     def may_hold_type(self, type: str) -> bool:
         """Whether a job of this type may be left; it is certain where the summary counts them."""

@@ -31,12 +31,15 @@ class Segments:
         """Jobs in all of them."""
         self.bytes = 0
         """Bytes that their summaries add to the document at most."""
+        self.last = -1
+        """The position of the last job that was ever in one of them."""
         self.dropped: list[str] = []
         """The names of those that were taken out since `take_dropped`."""
         self._all: Sequence[Segment] = Sequence()
         self._by_type: dict[str, list[Segment]] = {}
         self._untold: list[Segment] = []
         self._read: OrderedDict[str, Segment] = OrderedDict()
+        self._whole: list[Segment] = []
 
     def __len__(self) -> int:
         return len(self._all)
@@ -51,6 +54,7 @@ class Segments:
     def add(self, segment: Segment) -> None:
         """Take in a segment."""
         self._all.add(segment)
+        self.last = max(self.last, segment.last)
         self.left += segment.left
         self.bytes += segment.text_limit
         if segment.types is None:
@@ -69,10 +73,11 @@ class Segments:
                 break
             if segment.is_lost:
                 continue
-            place = self.contents(segment).first(segment, types)
+            contents = self.contents(segment)
+            place = contents.first(segment, types)
             if place is None:
                 continue
-            order = self.contents(segment).orders[place]
+            order = contents.orders[place]
             if before is None or order < before:
                 before, best = order, (segment, place)
         return best
@@ -116,6 +121,16 @@ class Segments:
         """Return the segments that come next."""
         return [segment for segment, _ in zip(self._all, range(NEXT), strict=False)]
 
+    def whole(self) -> list[Segment]:
+        """Return the segments whose objects are at hand, in order."""
+        self._whole = [segment for segment in self._whole if segment.body is not None]
+        return self._whole
+
+    def keep_whole(self, segment: Segment, body: bytes) -> None:
+        """Keep the object of a segment at hand, as long as it is whole."""
+        segment.body = body
+        insort(self._whole, segment, key=_position)
+
     def take(self, segment: Segment, place: int) -> None:
         """Take a job out of a segment that was read, and the segment if it was the last one."""
         contents = self.contents(segment)
@@ -134,7 +149,7 @@ class Segments:
         self.left -= segment.left
         self.bytes -= segment.text_limit
         self._read.pop(segment.id, None)
-        segment.contents = None
+        segment.contents = segment.body = None
         if segment.types is None:
             self._untold.remove(segment)
         for type in segment.types or ():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
-BLOCK_SIZE: Final = 256
+BLOCK_SIZE: Final = 64
 """Items in a full block: large enough that blocks are few, small enough that joining one again is cheap."""
 
 _position = attrgetter("position")
@@ -120,7 +120,9 @@ class Sequence(Generic[I]):
 
     def __iter__(self) -> Iterator[I]:
         """Yield the items in order."""
-        return self.after(-1)
+        for block in self._blocks:
+            for id in block.ordered():
+                yield self._items[id]
 
     def after(self, position: int) -> Iterator[I]:
         """Yield the items behind a position, in order."""
@@ -179,7 +181,11 @@ class Sequence(Generic[I]):
         return pieces
 
     def _block_between(self, position: int) -> Block:
-        place = max(bisect_right(self._blocks, position, key=_first) - 1, 0)
+        place = bisect_right(self._blocks, position, key=_first) - 1
+        if place < 0:
+            place = 0
+            if len(self._blocks[0].items) > BLOCK_SIZE // 4:  # else it stays small
+                self._blocks.insert(0, Block(position))
         block = self._blocks[place]
         if not block.is_full:
             return block

@@ -19,6 +19,7 @@ from .sessions import Sessions
 from .waiting_claims import WaitingClaims
 
 if TYPE_CHECKING:
+    from .merging import Merge
     from .sealing import Plan
 
 
@@ -47,7 +48,7 @@ class QueueState:
         self._bytes = 0
         self.unknown: dict[str, Raw] = {}
         self.waiting_claims = WaitingClaims()
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, Plan | Merge] = {}
         """The segments that are being made."""
         self._positions = count()
         self._by_position: dict[int, Job] = {}
@@ -293,6 +294,10 @@ class QueueState:
         self._changed()
         self.load_dead(dead)
         return dead
+
+    def add_change(self) -> None:
+        """Have a commit owed."""
+        self._changed()
 
     def move_to_segment(self, job: Job | DeadJob) -> None:
         """Take out of the document a claimable or a dead job that stands in a segment from now on."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from osqueue_client import models
 
 from .mutation import Mutation
+
+K = TypeVar("K")
 
 
 class WaitingClaims:
@@ -14,6 +18,7 @@ class WaitingClaims:
         self._claims: dict[str, tuple[int, Mutation]] = {}
         self._for_any: dict[str, int] = {}
         self._by_type: dict[str, dict[str, int]] = {}
+        self._by_request: dict[tuple[str, int], dict[str, int]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -28,6 +33,8 @@ class WaitingClaims:
             self._for_any[claim.new_id] = self._count
         for type in types:
             self._by_type.setdefault(type, {})[claim.new_id] = self._count
+        if (request := _request_of(claim)) is not None:
+            self._by_request.setdefault(request, {})[claim.new_id] = self._count
 
     def remove(self, new_id: str) -> None:
         """Let a claim wait no more, if it does."""
@@ -36,11 +43,9 @@ class WaitingClaims:
             return
         self._for_any.pop(new_id, None)
         for type in _types_of(found[1]):
-            claims = self._by_type.get(type)
-            if claims is not None:
-                claims.pop(new_id, None)
-                if not claims:
-                    del self._by_type[type]
+            _drop(self._by_type, type, new_id)
+        if (request := _request_of(found[1])) is not None:
+            _drop(self._by_request, request, new_id)
 
     def first_for(self, type: str) -> Mutation | None:
         """Return the claim that has waited longest for a job of this type (`""`: an untyped one)."""
@@ -51,6 +56,25 @@ class WaitingClaims:
                 if first is None or number < first[0]:
                     first = number, new_id
         return None if first is None else self._claims[first[1]][1]
+
+    def repeats_of(self, claim: Mutation) -> list[Mutation]:
+        """Return the claims that have the same request id, oldest first: none but itself, or none."""
+        request = _request_of(claim)
+        repeats = () if request is None else self._by_request.get(request, ())
+        return [self._claims[new_id][1] for new_id in repeats]
+
+
+def _drop(index: dict[K, dict[str, int]], key: K, new_id: str) -> None:
+    claims = index.get(key)
+    if claims is not None:  # else the claim names a type twice
+        claims.pop(new_id, None)
+        if not claims:
+            del index[key]
+
+
+def _request_of(claim: Mutation) -> tuple[str, int] | None:
+    id: models.RequestId | None = getattr(claim.request, "request_id", None)
+    return None if id is None else (id.session, id.number)
 
 
 def _types_of(claim: Mutation) -> tuple[str, ...]:

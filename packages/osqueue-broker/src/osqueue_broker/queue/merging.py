@@ -1,0 +1,78 @@
+"""Small segments that follow one another become a large one, so that the document has few to speak of.
+
+Their objects are put together as they are: nothing of them is read again.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .segment import TYPES_TOLD, Segment, SegmentText, merged_body
+from .state import QueueState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merge:
+    """A segment that is being made of others, which go on as they are until it is used."""
+
+    name: str
+    parts: Sequence[Segment]
+    body: bytes
+
+
+def plan_merge(state: QueueState, name: str) -> Merge | None:
+    """Return the next segments to merge, None if there is no need."""
+    size = 0
+    parts: list[Segment] = []
+    front = {segment.id for segment in state.segments.front()}
+    for segment in state.segments.whole():
+        if parts and segment.position < parts[-1].last:
+            parts, size = [], 0  # they overlap
+        if segment.id in front:
+            continue  # it will be used up before it pays
+        parts.append(segment)
+        size += segment.bytes
+        if size >= state.rules.merged_bytes:
+            bodies = [segment.body for segment in parts if segment.body is not None]
+            return Merge(name, parts, merged_body(name, bodies))
+    return None
+
+
+def use_merged(state: QueueState, merge: Merge) -> None:
+    """Put a merged segment in the place of its parts. What has left them meanwhile is gone in it, too."""
+    gone = 0
+    count = 0
+    types: Counter[str] | None = Counter()
+    for part in merge.parts:
+        is_there = state.segments.get(part.id) is part
+        gone |= (part.gone_bits() if is_there else (1 << part.count) - 1) << count
+        count += part.count
+        if part.types is None:
+            types = None
+        elif types is not None and is_there:
+            types.update(part.types)
+    if gone.bit_count() * 2 > count:
+        state.segments.dropped.append(merge.name)  # not worth it any more
+        return
+    for part in merge.parts:
+        if state.segments.get(part.id) is part:
+            state.segments.drop(part)
+    state.add_change()
+    state.load_segment(
+        Segment(
+            SegmentText(
+                name=merge.name,
+                first=merge.parts[0].position,
+                last=merge.parts[-1].last,
+                jobs=count,
+                bytes=len(merge.body),
+                first_id=min(part.first_id for part in merge.parts),
+                last_id=max(part.last_id for part in merge.parts),
+                types=None if types is None or len(types) > TYPES_TOLD else dict(types),
+                gone=b64encode(gone.to_bytes((count + 7) // 8, "little")).decode() if gone else "",
+            )
+        )
+    )
