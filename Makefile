@@ -7,7 +7,7 @@ SOURCES = $(PACKAGES:%=%/src)
 PROTO = packages/osqueue-client
 GENERATED = src/osqueue_client/_generated
 
-.PHONY: setup check format lint types layers generated test test-ceph simulate bench bench-storage generate pins
+.PHONY: setup check format lint types layers generated test test-ceph simulate bench bench-storage bench-peers bench-clients bench-cost generate pins
 
 setup:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,16 @@ bench:
 
 bench-storage:
 	$(BIN)/python benchmarks/storage.py
+
+bench-clients:
+	$(BIN)/python benchmarks/clients.py
+
+bench-cost:
+	$(BIN)/python benchmarks/cost.py
+
+# Beside PgQueuer, taskiq and Huey: needs the Debian packages postgresql and redis-server, and says so.
+bench-peers:
+	PYTHONPATH=benchmarks$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m peers
 
 # Hash-pinned and without addresses: uv.lock records where it downloaded from, these files do not.
 pins:

@@ -30,8 +30,8 @@ ANSWERS_LIMIT: Final = 10_000
 SESSIONS_LIMIT: Final = 50_000
 """Sessions that are remembered."""
 
-BYTES_LIMIT: Final = 1024 * 1024
-"""Bytes of the document that all of this may take: about 10,000 sessions that wait for one answer each."""
+BYTES_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of the document that all of this may take: about 40,000 sessions that wait for one answer each."""
 
 _FRAME: Final = 96
 """Bytes that a session adds to the document without its name and its answers, and the list's own name."""

@@ -7,10 +7,9 @@ import atexit
 import os
 import re
 import time
-from base64 import b64encode
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyqwest
 from connectrpc.client import ConnectClient
@@ -29,6 +28,7 @@ from ..wire_json import check_text, malformed_answer
 from . import CONNECT_TIMEOUT
 from .connection_errors import WRONG_URL, no_answer, not_connected, reason
 from .tls import CaFile, context_of
+from .userinfo import without_userinfo
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
@@ -90,7 +90,8 @@ class ConnectTransport:
         self, base_url: str, *, codec: Literal["proto", "json"] = "proto", ca_file: CaFile | None = None
     ) -> None:
         _require_threads()
-        url, self._headers = _without_userinfo(base_url)
+        # pyqwest shows the URL in its errors, and a password with it.
+        url, self._headers = without_userinfo(base_url)
         self._url = url
         # A pool of its own: the shared default one would outlive the event loop that made it.
         self._pool = _pool(url, ca_file)
@@ -152,16 +153,7 @@ def _pool(url: str, ca_file: CaFile | None) -> pyqwest.HTTPTransport:
     )
 
 
-def _without_userinfo(url: str) -> tuple[str, dict[str, str]]:
-    # pyqwest shows the URL in its errors, and a password with it.
-    parts = urlsplit(url)
-    userinfo, at, netloc = parts.netloc.rpartition("@")
-    if not at:
-        return url, {}
-    token = b64encode(unquote(userinfo).encode()).decode()
-    return urlunsplit(parts._replace(netloc=netloc)), {"authorization": f"Basic {token}"}
-
-
+@cache
 def _method(operation: AnyOperation) -> MethodInfo[Message[Any], Message[Any]]:
     messages = wire_proto.messages_of(operation)
     return MethodInfo(

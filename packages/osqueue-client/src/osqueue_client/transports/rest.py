@@ -1,4 +1,4 @@
-"""REST, on httpx."""
+"""REST, on httpx: its requests, answers and transports. Its client would cost as much again for each call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .. import wire_json
 from ..errors import (
     JobNotFoundError,
     OsqueueError,
+    TransportConnectionError,
     TransportRequestError,
     error_from_wire,
     outcome_of_status,
@@ -20,20 +21,22 @@ from ..errors import (
 from ..models import Model
 from ..operations import AnyOperation, Operation
 from . import CONNECT_TIMEOUT
-from .connection_errors import WRONG_URL, no_answer, not_connected, shown
+from .connection_errors import WRONG_URL, no_answer, not_connected
+from .http1 import Http1Transport
 from .tls import CaFile, context_of
+from .userinfo import without_userinfo
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _NOT_FOUND: Final = 404
-# Kept shorter than any broker keeps them (uvicorn 5 s, ours 75 s), so that a request seldom meets a dying one.
-_LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=1000, keepalive_expiry=4.0)
+# For a transport of the user's: its own keeps to the same.
+_TIMEOUTS: Final = {"timeout": httpx.Timeout(None, connect=CONNECT_TIMEOUT).as_dict()}
 
 
 class RestTransport:
-    """Calls a broker over REST. `http_transport` replaces httpx's own, for proxies and for tests.
+    """Calls a broker over REST. `http_transport` replaces the one of its own, for proxies and for tests.
 
     No time limit of its own but that of connecting: the client sets one around each call.
     """
@@ -45,29 +48,30 @@ class RestTransport:
         ca_file: CaFile | None = None,
         http_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url = base_url
-        self._client = httpx.AsyncClient(
-            base_url=base_url,
-            transport=http_transport,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-            limits=_LIMITS,
-            trust_env=False,
-            # Without TLS none is read: that takes some 20 ms, in which the event loop stands still.
-            verify=_trusted(ca_file) if base_url.startswith("https:") else False,
+        self._url, authorization = without_userinfo(base_url)
+        # Without TLS no certificates are read: that takes some 20 ms, in which the event loop stands still.
+        tls = _trusted(ca_file) if self._url.startswith("https:") else None
+        self._transport = http_transport or Http1Transport(httpx.URL(self._url), tls)
+        self._headers = httpx.Headers(
+            {"accept": "*/*", "accept-encoding": "gzip, deflate", "user-agent": "osqueue", **authorization}
         )
+        self._json_headers = httpx.Headers({**self._headers, "content-type": "application/json"})
+        self._urls: dict[str, httpx.URL] = {}
+        self._is_closed = False
 
     async def call(self, operation: Operation[Req, Res], request: Req, /) -> Res:
         """See `Transport.call`."""
-        fields = msgspec.to_builtins(request) if operation.is_read else {}
+        if self._is_closed:
+            raise TransportConnectionError(
+                f"{operation.name}: the transport is closed", outcome="not_applied"
+            )
         path = operation.path.replace("{jobId}", _segment(getattr(request, "job_id", "")))
         try:
-            response = await self._client.request(
-                operation.http_method,
-                path,
-                params=fields or None,
-                content=None if operation.is_read else wire_json.encode(request),
-                headers=None if operation.is_read else {"content-type": "application/json"},
-            )
+            response = await self._transport.handle_async_request(self._request(operation, path, request))
+            try:
+                body = await response.aread()
+            finally:
+                await response.aclose()
         except _NOT_SENT as error:
             raise not_connected(operation.name, self._url, error) from error
         except httpx.DecodingError as error:
@@ -75,12 +79,39 @@ class RestTransport:
         except httpx.TransportError as error:
             raise no_answer(operation.name, self._url, error) from error
         if response.is_success:
-            return wire_json.decode_response(operation, response.content or b"{}")
-        raise _refusal(operation, shown(self._url), path, response)
+            return wire_json.decode_response(operation, body or b"{}")
+        raise _refusal(operation, self._url, path, response)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        await self._client.aclose()
+        self._is_closed = True
+        await self._transport.aclose()
+
+    def _request(self, operation: AnyOperation, path: str, request: Model) -> httpx.Request:
+        if operation.is_read:
+            return httpx.Request(
+                operation.http_method,
+                self._url + path,
+                params=msgspec.to_builtins(request) or None,
+                headers=self._headers,
+                extensions=_TIMEOUTS,
+            )
+        return httpx.Request(
+            operation.http_method,
+            self._url_of(operation, path),
+            headers=self._json_headers,
+            content=wire_json.encode(request),
+            extensions=_TIMEOUTS,
+        )
+
+    def _url_of(self, operation: AnyOperation, path: str) -> httpx.URL:
+        """Return the URL of a path; it is read only once where no job is named in it."""
+        url = self._urls.get(path)
+        if url is None:
+            url = httpx.URL(self._url + path)
+            if not operation.names_job:
+                self._urls[path] = url
+        return url
 
 
 def _trusted(ca_file: CaFile | None) -> ssl.SSLContext:

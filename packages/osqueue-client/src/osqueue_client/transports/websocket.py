@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from itertools import count
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -24,6 +25,8 @@ from .tls import CaFile, context_of
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
+
+_CANCEL_REQUEST: Final = "cancelRequest"
 
 
 class _Request(Struct):
@@ -59,6 +62,8 @@ class _Session:
         self._has_ended = False
         # To each request its answer, or why there is none: every caller raises an error of its own.
         self._waiting: dict[int, asyncio.Future[_Answer | str]] = {}
+        # Owned by the session: each ends when its message is sent, or cannot be, at the latest when the session does.
+        self._telling: set[asyncio.Task[None]] = set()
         # Owned by the session, ended by close(): it ends by itself when the connection does.
         self._reader = asyncio.get_running_loop().create_task(self._read(), name="osqueue-websocket")
 
@@ -84,13 +89,25 @@ class _Session:
             raise _NoAnswer(answer)
         return answer
 
+    def cancel(self, id: int, own_id: int) -> None:
+        """Tell the broker that nobody waits any longer for the answer to a claim that waits for a job."""
+        params = Raw(_encoder.encode({"id": id}))
+        text = _encoder.encode(_Request(own_id, _CANCEL_REQUEST, params))
+        task = asyncio.get_running_loop().create_task(self._tell(text), name="osqueue-websocket-cancel")
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, text: bytes) -> None:
+        with contextlib.suppress(ConnectionClosed):  # then the broker has heard that
+            await self.connection.send(text, text=True)
+
     def when_ended(self, tell: Callable[[_Session], object]) -> None:
         self._reader.add_done_callback(lambda _: tell(self))
 
     async def close(self) -> None:
         self._has_ended = True
         await self.connection.close()
-        await asyncio.wait((self._reader,))
+        await asyncio.wait((self._reader, *self._telling))
 
     async def _read(self) -> None:
         why = "the connection was closed"
@@ -166,6 +183,10 @@ class WebSocketTransport:
             raise not_connected(operation.name, self._url, "the broker closed it at once") from None
         except _NoAnswer as error:
             raise no_answer(operation.name, self._url, str(error)) from error.__cause__
+        except asyncio.CancelledError:
+            if getattr(request, "wait", None):
+                session.cancel(id, next(self._ids))
+            raise
         if not answer.ok:
             raise error_from_wire(answer.error or {}, method=operation.name)
         return wire_json.decode_response(operation, bytes(answer.result))
@@ -207,6 +228,7 @@ class WebSocketTransport:
             f"ws{self._url.removeprefix('http')}/v1/ws",
             max_size=None,  # a list of jobs may be large
             proxy=None,
+            compression=None,  # as over REST and Connect; it costs either side more than a small request gains
             open_timeout=CONNECT_TIMEOUT,
             close_timeout=2.0,
             ssl=self._tls,
