@@ -308,6 +308,9 @@ class ConnectJson:
             fields["payload"] = base64.b64decode(fields["payload"]).decode()
         for job in fields.get("jobs", []):
             self._plain(job)
+        for result in fields.get("results", []):
+            if "error" in result:  # no message has a field with a name like that
+                result["error"]["_tag"] = result["error"].pop("tag")
         return fields
 
 

@@ -10,23 +10,9 @@ import pytest
 from broker.support import WIRES, FaultyStore, Refused, opened, until
 
 from osqueue_broker import BrokerServer, BrokerSettings
-from osqueue_broker.inbox import Inbox
 
 PAYLOAD = '"' + "x" * 398 + '"'
 """400 bytes."""
-
-
-@pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """How many requests wait in the broker of the test."""
-    inboxes: list[Inbox] = []
-
-    def make(settings: BrokerSettings) -> Inbox:
-        inboxes.append(Inbox(settings))
-        return inboxes[-1]
-
-    monkeypatch.setattr("osqueue_broker.commit_loop.Inbox", make)
-    return lambda: sum(len(inbox) for inbox in inboxes)
 
 
 async def submit_until_full(wire: Any, ids: list[str]) -> Refused | None:

@@ -14,7 +14,7 @@ from msgspec import Raw
 from osqueue_broker.queue.apply import Applied, answer_without_commit, apply
 from osqueue_broker.queue.claims import undelivered
 from osqueue_broker.queue.document import read_document, write_document
-from osqueue_broker.queue.mutation import Mutation
+from osqueue_broker.queue.mutation import FOR_JOB, Mutation
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_broker.queue.terms import EMPTY
@@ -26,10 +26,17 @@ HEADER = EMPTY.takeover(commit_id="c", wall_ms=1, broker="b:1")
 TYPES = ("", "a", "b")
 number = st.integers(0, 12)
 worker = st.sampled_from(("w", "v"))
+CLAIM_MANY = st.tuples(st.lists(st.sampled_from(TYPES), max_size=2), st.integers(1, 4))
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.sampled_from(TYPES), st.sampled_from((None, 0, 1, 3))),
+        st.tuples(st.just("submit many"), st.lists(st.sampled_from(TYPES), min_size=1, max_size=5), worker),
         st.tuples(st.just("claim"), st.lists(st.sampled_from(TYPES), max_size=2), worker),
+        st.tuples(st.just("wait"), st.lists(st.sampled_from(TYPES), max_size=2), worker),
+        st.tuples(st.just("claim many"), CLAIM_MANY, worker),
+        st.tuples(st.just("wait many"), CLAIM_MANY, worker),
+        st.tuples(st.just("hang up"), st.integers(0, 3), worker),
+        st.tuples(st.sampled_from(("beat many", "complete many")), st.lists(number, min_size=1), worker),
         st.tuples(st.sampled_from(("beat", "complete", "retry", "bury", "lose")), number, worker),
         st.tuples(st.sampled_from(("requeue", "delete")), number, worker),
         st.tuples(st.just("pass"), st.floats(0, 12), worker),
@@ -42,13 +49,43 @@ LIST = Mutation(operations.LIST_JOBS, models.ListJobs())
 HEAD = write_document(HEADER, QueueState(RULES))
 
 
+def named(number: int) -> str:
+    """The id of a job, as a batch counts them up."""
+    return f"j{number:012x}"
+
+
 class Model:
-    """Jobs in a list of dicts; every operation a search through it."""
+    """Jobs in a list of dicts; every operation a search through it. So are the claims that wait."""
 
     def __init__(self) -> None:
         self.live: list[dict[str, Any]] = []
         self.dead: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
+        self.late: list[tuple[str, list[str]]] = []
         self.completed = 0
+
+    def submit(self, type: str, max_attempts: int | None, id: str) -> None:
+        self.live.append({"id": id, "type": type, "max": max_attempts, "attempts": 0, "worker": None})
+
+    def claim_many(self, types: list[str], limit: int, worker: str, served: float) -> list[dict[str, Any]]:
+        jobs: list[dict[str, Any]] = []
+        while len(jobs) < limit and (job := self.claim(types, worker, served)) is not None:
+            jobs.append(job)
+        return jobs
+
+    def serve(self, served: float) -> None:
+        """Give claimable jobs, oldest first, to those who have waited longest for them."""
+        for job in self.live:
+            wanted = [claim for claim in self.waiting if self.fits(job, claim["types"])]
+            if not job["worker"] and wanted:
+                claim = wanted[0]
+                self.waiting.remove(claim)
+                jobs = self.claim_many(claim["types"], claim["limit"], claim["worker"], served)
+                self.late.append((claim["id"], [job["id"] for job in jobs]))
+
+    @staticmethod
+    def fits(job: dict[str, Any], types: list[str]) -> bool:
+        return not types or bool(job["type"] and job["type"] in types)
 
     def end_attempt(self, job: dict[str, Any], *, may_retry: bool) -> None:
         limit = 2 if job["max"] is None else max(job["max"], 1)
@@ -65,7 +102,7 @@ class Model:
 
     def claim(self, types: list[str], worker: str, served: float) -> dict[str, Any] | None:
         for job in self.live:
-            if not job["worker"] and (not types or (job["type"] and job["type"] in types)):
+            if not job["worker"] and self.fits(job, types):
                 job |= {
                     "worker": worker,
                     "attempts": job["attempts"] + 1,
@@ -113,33 +150,86 @@ def agree(state: QueueState, model: Model) -> None:
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> None:
-    state, model, served, made = QueueState(RULES), Model(), 0.0, 0
+    state, model, served, made, tokens = QueueState(RULES), Model(), 0.0, 0, 0
+    late: list[tuple[str, list[str | None]]] = []
 
     def do(operation: Any, request: Any) -> Any:
-        applied = apply(state, [Mutation(operation, request, f"j{made}")], Now(1, served))
+        nonlocal tokens
+        tokens += 1
+        makes_job = operation in (operations.SUBMIT_JOB, operations.SUBMIT_JOBS)
+        new_id = named(made) if makes_job else f"token {tokens}"
+        applied = apply(state, [Mutation(operation, request, new_id)], Now(1, served))
+        late.extend((claim.new_id, ids_in(answer)) for claim, answer in applied.late)
         return applied.answers[0]
 
     for name, what, who in steps:
-        goes_first = name in ("beat", "complete", "retry", "bury")  # a worker that is alive keeps its lease
-        if not goes_first and name != "pass":
+        # A worker that is alive keeps its lease.
+        goes_first = name in ("beat", "complete", "retry", "bury", "beat many", "complete many")
+        if not goes_first and name not in ("pass", "hang up"):
             model.expire(served)
+            model.serve(served)
         if name == "submit":
             answer = do(
                 operations.SUBMIT_JOB,
                 models.SubmitJob(payload=Raw(b"%d" % made), type=what, max_attempts=who),
             )
-            assert answer.job_id == f"j{made}"
-            model.live.append({"id": f"j{made}", "type": what, "max": who, "attempts": 0, "worker": None})
+            assert answer.job_id == named(made)
+            model.submit(what, who, named(made))
             made += 1
-        elif name == "claim":
-            answer = do(operations.CLAIM_JOB, models.ClaimJob(worker_id=who, types=tuple(what)))
-            job = model.claim(what, who, served)
-            assert answer.job_id == (job["id"] if job else None)
-            if job:
-                assert bytes(answer.payload) == job["id"][1:].encode()
-                assert answer.attempt == job["attempts"]
+        elif name == "submit many":
+            jobs = tuple(
+                models.NewJob(payload=Raw(b"%d" % (made + place)), type=kind)
+                for place, kind in enumerate(what)
+            )
+            answer = do(operations.SUBMIT_JOBS, models.SubmitJobs(jobs=jobs))
+            ids = [named(made + place) for place in range(len(what))]
+            assert [result.job_id for result in answer.results] == ids
+            for kind, id in zip(what, ids, strict=True):
+                model.submit(kind, None, id)
+            made += len(what)
+        elif name in ("claim", "wait", "claim many", "wait many"):
+            types, limit = what if name.endswith("many") else (what, 1)
+            wait = 60.0 if name.startswith("wait") else None
+            if name.endswith("many"):
+                many = models.ClaimJobs(worker_id=who, types=tuple(types), limit=limit, wait=wait)
+                answer = do(operations.CLAIM_JOBS, many)
+            else:
+                one = models.ClaimJob(worker_id=who, types=tuple(types), wait=wait)
+                answer = do(operations.CLAIM_JOB, one)
+            claimed = model.claim_many(types, limit, who, served)
+            if wait and not claimed:
+                assert answer is FOR_JOB
+                claim = {"id": f"token {tokens}", "types": types, "limit": limit, "worker": who}
+                model.waiting.append(claim)
+            else:
+                assert ids_in(answer) == [job["id"] for job in claimed]
+            for given, job in zip(claims_in(answer), claimed, strict=True):
+                assert int(bytes(given.payload)) == int(job["id"][1:], 16)  # type: ignore[arg-type]  # it has one
+                assert given.attempt == job["attempts"]
+        elif name == "hang up":
+            for claim in model.waiting[what : what + 1]:
+                model.waiting.remove(claim)
+                state.waiting_claims.remove(claim["id"])
+        elif name in ("beat many", "complete many"):
+            leases = tuple(models.Lease(job_id=named(each)) for each in what)
+            if name == "beat many":
+                answer = do(operations.HEARTBEAT_JOBS, models.LeasedJobs(worker_id=who, jobs=leases))
+            else:
+                answer = do(operations.COMPLETE_JOBS, models.LeasedChanges(worker_id=who, jobs=leases))
+            for each, result in zip(what, answer.results, strict=True):
+                found = model.leased(named(each), who)
+                if isinstance(found, type):
+                    assert result.error.tag == found.__name__
+                    continue
+                assert result.error is None
+                if name == "beat many":
+                    found |= {"deadline": served + 10, "known": 1}
+                else:
+                    model.live.remove(found)
+                    model.completed += 1
+            model.expire(served)
         elif goes_first:
-            id = f"j{what}"
+            id = named(what)
             leased = models.LeasedChange(job_id=id, worker_id=who)
             fail = models.FailJob(
                 job_id=id, worker_id=who, error=models.JobError(type="E", message="m"), retry=name == "retry"
@@ -162,18 +252,19 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
             model.expire(served)
         elif name == "lose":  # the answer to a claim without an id
             do(operations.GET_STATS, models.Empty())
-            job = next((job for job in model.live if job["id"] == f"j{what}" and job["worker"]), None)
-            if job:
-                claim = models.ClaimJob(worker_id=who)
-                lost = undelivered(claim, state.jobs.get(job["id"]).claimed())  # type: ignore[union-attr]  # it is live
+            running = [job for job in model.live if job["id"] == named(what) and job["worker"]]
+            for job in running:
+                lost = undelivered(models.ClaimJob(worker_id=who), state.jobs.get(job["id"]).claimed())  # type: ignore[union-attr]  # it is live
                 assert lost is not None
-                assert apply(state, [lost], Now(1, served)).has_changed == (not job["known"])
+                applied = apply(state, [lost], Now(1, served))
+                assert applied.has_changed == (not job["known"])
+                late.extend((claim.new_id, ids_in(answer)) for claim, answer in applied.late)
                 if not job["known"]:
                     job |= {"worker": None, "attempts": job["attempts"] - 1}
         elif name in ("requeue", "delete"):
             operation = operations.REQUEUE_DEAD if name == "requeue" else operations.DELETE_DEAD
-            answer = do(operation, models.DeadJobRef(job_id=f"j{what}"))
-            dead = next((job for job in model.dead if job["id"] == f"j{what}"), None)
+            answer = do(operation, models.DeadJobRef(job_id=named(what)))
+            dead = next((job for job in model.dead if job["id"] == named(what)), None)
             assert isinstance(answer, JobNotFoundError) == (dead is None)
             if dead:
                 model.dead.remove(dead)
@@ -182,10 +273,17 @@ def test_the_queue_does_what_a_list_would(steps: list[tuple[str, Any, Any]]) -> 
         elif name == "reopen":  # another leader: every running job gets a fresh full lease
             do(operations.GET_STATS, models.Empty())
             _, state = read_document(write_document(HEADER, state), RULES, Now(1, served))
+            model.waiting.clear()
             for job in model.live:
                 job |= {"deadline": served + 10, "known": 0}
-        else:
+        elif name == "pass":
             served += what
+        else:
+            raise AssertionError(name)
+        if name not in ("pass", "hang up"):
+            model.serve(served)
+        assert late == model.late
+        assert len(state.waiting_claims) == len(model.waiting)
         agree(state, model)
 
 
@@ -216,6 +314,16 @@ def test_the_same_batch_gives_the_same_bytes(steps: list[tuple[str, Any, Any]]) 
                 apply(state, mutations[at : at + size], Now(1, 0))
             bodies.add(write_document(HEADER, state))
         assert len(bodies) == 1
+
+
+def claims_in(answer: Any) -> tuple[models.ClaimedJob, ...]:
+    if isinstance(answer, models.ClaimedJobs):
+        return answer.jobs
+    return (answer,) if isinstance(answer, models.ClaimedJob) and answer.job_id else ()
+
+
+def ids_in(answer: Any) -> list[str | None]:
+    return [claim.job_id for claim in claims_in(answer)]
 
 
 def claimed_ids(applied: Applied) -> list[str | None]:

@@ -72,3 +72,31 @@ async def test_errors_and_examples_are_those_that_are_answered(
     entry = document["paths"]["/v1/jobs"]["post"]
     example = entry["requestBody"]["content"]["application/json"]["example"]
     assert (await http.post("/v1/jobs", json=example)).status_code == 200
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+async def test_every_example_of_a_request_is_taken(
+    document: dict[str, Any], http: httpx.AsyncClient, operation: AnyOperation
+) -> None:
+    entry = document["paths"][operation.path][operation.http_method.lower()]
+    path = operation.path.replace("{jobId}", "id-1")
+    if operation.is_read:
+        assert (await http.get(path)).status_code == 200
+        return
+    example = entry["requestBody"]["content"]["application/json"]["example"]
+    assert example or operation.permission == "manage"
+    answer = await http.post(path, json=example)
+    assert answer.status_code == operation.success_status, answer.text
+
+
+async def test_batches_waits_and_pages_are_described(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["SubmitJobs"]["properties"]["jobs"]["maxItems"] == 1000
+    assert schemas["LeasedChanges"]["properties"]["jobs"]["minItems"] == 1
+    wait = schemas["ClaimJob"]["properties"]["wait"]["anyOf"][0]
+    assert (wait["minimum"], wait["maximum"]) == (0, 60)
+    claim = document["paths"]["/v1/batch/claim"]["post"]
+    example = claim["responses"]["200"]["content"]["application/json"]["example"]
+    assert example["jobs"][0].keys() == {"jobId", "payload", "type", "attempt", "leaseToken"}
+    names = [each["name"] for each in document["paths"]["/v1/jobs"]["get"]["parameters"]]
+    assert names == ["limit", "cursor", "type", "status"]

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from broker_front.support import HANDSHAKE, RPC, Front, RecordingService, frame, front_app, serving
+from starlette.types import Message
 from websockets.asyncio.client import connect
 
-from osqueue_client import models
+from osqueue_broker.transport import ClientLeft, call_while_connected
+from osqueue_client import models, operations
 
 CLAIM = b'{"workerId":"w"}'
 REQUEST = models.ClaimJob(worker_id="w")
@@ -206,3 +208,30 @@ async def test_a_request_that_is_cancelled_while_its_answer_is_sent_is_told(
     task.cancel()
     await asyncio.wait((task,), timeout=10)
     assert lost(service) == [LOST]
+
+
+@pytest.mark.parametrize("how", ["hung up", "cancelled"])
+async def test_an_answer_that_comes_together_with_the_end_of_its_request_is_told(
+    service: RecordingService, how: str
+) -> None:
+    waiting = models.ClaimJob(worker_id="w", wait=10.0)
+    end = asyncio.Event()
+
+    async def receive() -> Message:
+        await end.wait()
+        return {"type": "http.disconnect"}
+
+    service.gate.clear()
+    request = asyncio.create_task(call_while_connected(service, operations.CLAIM_JOB, waiting, receive))
+    await service.until(lambda: len(service.calls) == 1)
+    service.gate.set()
+    end.set()
+    if how == "cancelled":
+        end.clear()
+        for _ in range(2):
+            await asyncio.sleep(0)  # the call ends, but the request has not seen it
+        request.cancel()
+    with pytest.raises(asyncio.CancelledError if how == "cancelled" else ClientLeft):
+        await request
+    assert lost(service) == [("claimJob", waiting, models.ClaimedJob)] or service.cancelled == 1
+    assert len(service.lost) + service.cancelled == 1

@@ -116,6 +116,8 @@ class Candidate:
         header = header.takeover(commit_id=self._clock.new_id(), wall_ms=now.wall_ms, broker=self.address)
         assert header.stamp is not None
         self.epoch = header.stamp.epoch
+        if not len(state.segments):
+            state.positions_since = self.epoch
         sent_at = self._clock.monotonic()
         body = write_document(header, state)
         match await self._writer.replace(body, header.stamp, found.version if found else None):

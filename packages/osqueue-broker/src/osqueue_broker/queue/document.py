@@ -88,8 +88,8 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
 def _in_order(jobs: list[Job], state: QueueState) -> list[Job]:
     """Return the jobs of the document with their positions, in order.
 
-    While there are segments, jobs say their order. Those that do not, a foreign broker has added: they come last.
-    Without segments the order is that of the list.
+    While there are segments, jobs say their order. Those that do not, or say that of another, a foreign broker has
+    added: they come last. Without segments the order is that of the list.
     """
     if not len(state.segments):
         for place, job in enumerate(jobs):
@@ -97,10 +97,12 @@ def _in_order(jobs: list[Job], state: QueueState) -> list[Job]:
         state.begin_positions_at(len(jobs))
         return jobs
     last = max(max(segment.last for segment in state.segments), *(job.position for job in jobs), NOWHERE)
+    taken: set[int] = set()
     for job in jobs:
-        if job.position == NOWHERE:
+        if job.position <= NOWHERE or job.position in taken:
             last += 1
             job.position = last
+        taken.add(job.position)
     state.begin_positions_at(last + 1)
     return sorted(jobs, key=lambda job: job.position)
 

@@ -24,18 +24,26 @@ class Merge:
 
 
 def plan_merge(state: QueueState, name: str) -> Merge | None:
-    """Return the next segments to merge, None if there is no need."""
+    """Return the next segments to merge, None if there is no need.
+
+    They are neighbours, of which none overlaps another; those at the front will be used up before it pays.
+    """
+    wanted = state.rules.merged_bytes
+    whole = state.segments.whole()
+    if sum(segment.bytes for segment in whole) < wanted:
+        return None
+    taken = {part.id for plan in state.plans.values() if isinstance(plan, Merge) for part in plan.parts}
+    taken.update(segment.id for segment in state.segments.front())
     size = 0
     parts: list[Segment] = []
-    front = {segment.id for segment in state.segments.front()}
-    for segment in state.segments.whole():
-        if parts and segment.position < parts[-1].last:
-            parts, size = [], 0  # they overlap
-        if segment.id in front:
-            continue  # it will be used up before it pays
+    for segment in state.segments:
+        is_next = not parts or segment.position > parts[-1].last
+        if segment.body is None or segment.id in taken or not is_next:
+            parts, size = [], 0
+            continue
         parts.append(segment)
         size += segment.bytes
-        if size >= state.rules.merged_bytes:
+        if size >= wanted:
             bodies = [segment.body for segment in parts if segment.body is not None]
             return Merge(name, parts, merged_body(name, bodies))
     return None

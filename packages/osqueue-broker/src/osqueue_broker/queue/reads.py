@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush, merge
+from itertools import islice, takewhile
 from operator import attrgetter
 from typing import Final, TypeVar
 
@@ -15,7 +16,7 @@ from .job import IN_PROGRESS, Job
 from .mutation import Mutation
 from .rules import Now
 from .segment import Segment
-from .segments import Segments
+from .segments import KEPT_READ, NEXT, Segments
 from .state import QueueState
 
 Entry = TypeVar("Entry", Job, DeadJob)
@@ -46,16 +47,18 @@ def list_jobs(state: QueueState, mutation: Mutation, now: Now) -> models.Model:
     """List a page of live jobs."""
     request = mutation.request
     assert isinstance(request, models.ListJobs)
-    after = _cursor("listJobs", request.cursor)
-    page, is_cut = _page(_jobs_after(state, after, request), request.limit or models.LIST_LIMIT)
+    after = _place_of(state, request.cursor)
+    end = None if request.status == IN_PROGRESS else _end(state.segments, after, request.type)
+    jobs = _before(_jobs_after(state, after, end, request), end)
+    page, next_cursor = _page(jobs, request.limit or models.LIST_LIMIT, end)
     return models.JobList(
         jobs=tuple(map(_info, page)),
         total=state.total,
         unclaimed=state.unclaimed,
         in_progress=state.in_progress,
         completed_total=state.completed_total,
-        truncated=True if is_cut else None,
-        next_cursor=str(page[-1].position) if is_cut else None,
+        truncated=True if next_cursor else None,
+        next_cursor=f"{state.positions_since}-{next_cursor}" if next_cursor else None,
     )
 
 
@@ -64,17 +67,16 @@ def list_dead(state: QueueState, mutation: Mutation, now: Now) -> models.Model:
     request = mutation.request
     assert isinstance(request, models.ListDead)
     after = _cursor("listDead", request.cursor)
-    in_segments = _in_segments(state.dead_segments, after, None, DeadJob.from_text)
-    dead_jobs = merge(state.dead.after(after), in_segments, key=_position)
-    page, is_cut = _page(dead_jobs, request.limit or DEAD_PAGE)
+    end = _end(state.dead_segments, after, None)
+    in_segments = _in_segments(state.dead_segments, after, end, None, DeadJob.from_text)
+    dead_jobs = _before(merge(state.dead.after(after), in_segments, key=_position), end)
+    page, next_cursor = _page(dead_jobs, request.limit or DEAD_PAGE, end)
     return models.DeadJobList(
-        jobs=tuple(dead.view() for dead in page),
-        total=state.dead_count,
-        next_cursor=str(page[-1].position) if is_cut else None,
+        jobs=tuple(dead.view() for dead in page), total=state.dead_count, next_cursor=next_cursor
     )
 
 
-def _jobs_after(state: QueueState, after: int, request: models.ListJobs) -> Iterator[Job]:
+def _jobs_after(state: QueueState, after: int, end: int | None, request: models.ListJobs) -> Iterator[Job]:
     """Yield the jobs behind a place that are asked for, in order. Raises `SegmentNeeded`."""
     jobs: Iterator[Job] = (
         job
@@ -83,13 +85,17 @@ def _jobs_after(state: QueueState, after: int, request: models.ListJobs) -> Iter
     )
     if request.status == IN_PROGRESS:
         return jobs  # none of those stands in a segment
-    return merge(jobs, _in_segments(state.segments, after, request.type, Job.from_text), key=_position)
+    in_segments = _in_segments(state.segments, after, end, request.type, Job.from_text)
+    return merge(jobs, in_segments, key=_position)
 
 
 def _in_segments(
-    segments: Segments, after: int, type: str | None, read: Callable[[bytes], Entry]
+    segments: Segments, after: int, end: int | None, type: str | None, read: Callable[[bytes], Entry]
 ) -> Iterator[Entry]:
-    """Yield what stands in segments behind a place, in order. A segment is read when its first place is reached."""
+    """Yield what stands behind a place in segments that begin before `end`, in order.
+
+    A segment is read when its first place is reached.
+    """
     opened: list[tuple[int, str, Entry, Iterator[Entry]]] = []
 
     def push(entries: Iterator[Entry]) -> None:
@@ -97,9 +103,9 @@ def _in_segments(
             heappush(opened, (entry.position, entry.id, entry, entries))
             return
 
-    for segment in segments:
-        if segment.last <= after or segment.is_lost or not (type is None or segment.may_hold_type(type)):
-            continue
+    for segment in _listed(segments, after, type):
+        if end is not None and segment.position >= end:
+            break
         while opened and opened[0][0] < segment.position:
             _, _, entry, entries = heappop(opened)
             yield entry
@@ -111,6 +117,25 @@ def _in_segments(
         push(entries)
 
 
+def _listed(segments: Segments, after: int, type: str | None) -> Iterator[Segment]:
+    """Yield the segments in which jobs of a type, or any, may stand behind a place."""
+    for segment in segments:
+        if segment.last > after and not segment.is_lost and (type is None or segment.may_hold_type(type)):
+            yield segment
+
+
+def _end(segments: Segments, after: int, type: str | None) -> int | None:
+    """Return where a page ends so that it needs no more segments than are kept in memory; None if it need not."""
+    for segment in islice(_listed(segments, after, type), KEPT_READ - NEXT, None):
+        if segment.position > after + 1:
+            return segment.position
+    return None
+
+
+def _before(entries: Iterator[Entry], end: int | None) -> Iterator[Entry]:
+    return entries if end is None else takewhile(lambda entry: entry.position < end, entries)
+
+
 def _in_segment(
     segments: Segments, segment: Segment, after: int, type: str | None, read: Callable[[bytes], Entry]
 ) -> Iterator[Entry]:
@@ -120,16 +145,32 @@ def _in_segment(
             yield read(bytes(contents.texts[place]))
 
 
-def _page(entries: Iterable[Entry], limit: int) -> tuple[list[Entry], bool]:
-    """Return as many as fit on a page, and whether there are more."""
+def _page(entries: Iterable[Entry], limit: int, end: int | None) -> tuple[list[Entry], str | None]:
+    """Return as many as fit on a page, and the cursor of the next one; None if there are no more.
+
+    At `end` the page ends in any case, and more may follow.
+    """
     page: list[Entry] = []
     size = 0
     for entry in entries:
         if len(page) == limit or size > PAGE_BYTES:
-            return page, True
+            return page, str(page[-1].position)
         page.append(entry)
         size += len(entry.text())
-    return page, False
+    return page, None if end is None else str(end - 1)
+
+
+def _place_of(state: QueueState, cursor: str | None) -> int:
+    since, dash, position = (cursor or "").partition("-")
+    if not dash:
+        return _cursor("listJobs", cursor and "?")
+    if state.positions_since not in (0, _cursor("listJobs", since)):
+        raise BrokerProtocolError(
+            "listJobs: field 'cursor' is one of a leader before this one: list from the start again",
+            field="cursor",
+            method="listJobs",
+        )
+    return _cursor("listJobs", position)
 
 
 def _cursor(method: str, text: str | None) -> int:

@@ -25,7 +25,10 @@ _PARTS: Final = 4
 """Where more waits than one segment holds, one is made of so large a part of it, up to the size of merged ones."""
 
 AT_ONCE: Final = 4
-"""Segments that are made at a time."""
+"""Segments that are made of jobs at a time."""
+
+MERGED_AT_ONCE: Final = 2
+"""Segments that are made of others at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,12 +71,11 @@ def plan_segment(state: QueueState, name: str, document_bytes: int) -> Plan | Me
 
     `document_bytes` is how large the document was when it was last written.
     """
-    if len(state.plans) >= AT_ONCE:
-        return None
     plans = [plan for plan in state.plans.values() if isinstance(plan, Plan)]
-    plan: Plan | Merge | None = _plan_jobs(state, plans, name, document_bytes)
-    plan = plan or _plan_dead(state, plans, name)
-    if plan is None and len(plans) == len(state.plans):  # one at a time
+    plan: Plan | Merge | None = None
+    if len(plans) < AT_ONCE:
+        plan = _plan_jobs(state, plans, name, document_bytes) or _plan_dead(state, plans, name)
+    if plan is None and len(state.plans) - len(plans) < MERGED_AT_ONCE:
         plan = plan_merge(state, name)
     if plan is not None:
         state.plans[name] = plan
@@ -131,13 +133,23 @@ def _plan_jobs(state: QueueState, plans: Sequence[Plan], name: str, document_byt
     planned = max((plan.last for plan in plans), default=NOWHERE)
     # What was added last; only where that is not it, what stands before all segments and would be next.
     plan = _plan_after(state, max(planned, state.segments.last), name, wanted, head)
-    return plan if plan is not None or plans else _plan_after(state, NOWHERE, name, wanted, head)
+    if plan is not None or plans or is_first:
+        return plan
+    return _plan_after(state, NOWHERE, name, wanted, head, before=state.segments.front()[0].position)
 
 
-def _plan_after(state: QueueState, position: int, name: str, wanted: int, head: int) -> Plan | None:
+def _plan_after(
+    state: QueueState, position: int, name: str, wanted: int, head: int, before: int | None = None
+) -> Plan | None:
+    """Plan a segment of the jobs behind a position, and before another.
+
+    None overlaps those that there are: what asks for jobs in order would need them all in memory at once.
+    """
     jobs: list[Job] = []
     size = 0
     for job in state.jobs.after(position):
+        if before is not None and job.position > before:
+            return None
         if job.status != UNCLAIMED:
             continue
         if head > 0:

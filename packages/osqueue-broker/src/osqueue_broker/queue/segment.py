@@ -10,7 +10,6 @@ from array import array
 from base64 import b64decode, b64encode
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -200,15 +199,15 @@ class Segment:
         """Whether the job may be in it."""
         return self.first_id <= job_id <= self.last_id and (self._ids is None or self._ids.may_hold(job_id))
 
-    def read(self, contents: Contents) -> None:
-        """Take in the jobs. What would have to be read again for each question is remembered when they are given up."""
-        self.contents = contents
-        if (
-            self._ids is None and self.last_id[14:15] + self.first_id[14:15] != "77"
-        ):  # scattered over all of the range
-            self._ids = _Fingerprints(contents.ids)
-        if self.types is None and self._types is None:
-            self._types = _Fingerprints(set(contents.types))
+    def give_up(self) -> None:
+        """Have the jobs in memory no more, but remember what would have to be read again for each question."""
+        contents = self.contents
+        assert contents is not None, "it was read"
+        left = set(self.left_places())
+        self._ids = _Fingerprints(id for id, place in contents.ids.items() if place in left)
+        if self.types is None:
+            self._types = _Fingerprints({contents.types[place] for place in left})
+        self.contents = None
 
     def left_places(self) -> Iterator[int]:
         """Yield the places of the jobs that are left, in order."""
@@ -219,13 +218,9 @@ class _Fingerprints:
     """A set of texts in 8 bytes each, that may take another text for one of them: once in 10^13 for 1,000 of them."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._hashes = array("Q", sorted(map(_fingerprint, texts)))
+        self._hashes = array("q", sorted(map(hash, texts)))
 
     def may_hold(self, text: str) -> bool:
-        wanted = _fingerprint(text)
+        wanted = hash(text)
         place = bisect_left(self._hashes, wanted)
         return place < len(self._hashes) and self._hashes[place] == wanted
-
-
-def _fingerprint(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -17,6 +17,9 @@ from .sequence import Sequence
 KEPT_READ: Final = 8
 """Segments whose jobs are kept in memory, beside those that come next."""
 
+AT_HAND: Final = 64
+"""Segments whose objects are kept in memory until they are merged."""
+
 NEXT: Final = 2
 """Segments at the front that are read before they are asked for."""
 
@@ -108,28 +111,30 @@ class Segments:
 
     def read(self, segment: Segment, contents: Contents) -> None:
         """Take in the jobs of a segment, and give up those of the one that was not asked for longest."""
-        segment.read(contents)
+        segment.contents = contents
         self._read[segment.id] = segment
         front = {segment.id for segment in self.front()}
         for name in list(self._read):
             if len(self._read) <= KEPT_READ:
                 break
             if name not in front and name != segment.id:
-                self._read.pop(name).contents = None
+                self._read.pop(name).give_up()
 
     def front(self) -> list[Segment]:
         """Return the segments that come next."""
         return [segment for segment, _ in zip(self._all, range(NEXT), strict=False)]
 
     def whole(self) -> list[Segment]:
-        """Return the segments whose objects are at hand, in order."""
+        """Return the segments whose objects are at hand."""
         self._whole = [segment for segment in self._whole if segment.body is not None]
         return self._whole
 
     def keep_whole(self, segment: Segment, body: bytes) -> None:
-        """Keep the object of a segment at hand, as long as it is whole."""
+        """Keep the object of a segment at hand, as long as it is whole, and none of too many newer ones is."""
         segment.body = body
-        insort(self._whole, segment, key=_position)
+        self._whole.append(segment)
+        if len(self._whole) > AT_HAND:
+            self._whole.pop(0).body = None
 
     def take(self, segment: Segment, place: int) -> None:
         """Take a job out of a segment that was read, and the segment if it was the last one."""

@@ -48,6 +48,8 @@ class QueueState:
         self._bytes = 0
         self.unknown: dict[str, Raw] = {}
         self.waiting_claims = WaitingClaims()
+        self.positions_since = 0
+        """The epoch whose leader has given the jobs their positions; 0 if they stood in the document."""
         self.plans: dict[str, Plan | Merge] = {}
         """The segments that are being made."""
         self._positions = count()
