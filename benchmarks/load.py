@@ -1,11 +1,12 @@
 """The load: N clients in closed loops, each with one connection and one request under way.
 
-python load.py '{"port": 8080, "pid": 4711, "transport": "rest", "clients": 64, "window": 1.0, "phases": ["cycle"]}'
+python load.py '{"port": 8080, "pid": 4711, "transport": "rest", "clients": 64, "phases": ["cycle"], "window": 1.0}'
 
-A process of its own, without an HTTP library: requests are made once, answers are only looked at as far as
-needed, so that the server is the slower side. A phase is `submit`, `work` (claim, then complete) or `cycle`
-(all three). Several phases take turns, each with a share of jobs at a time, so that the queue stays short and
-both see the same one; a single phase runs for the window. Prints a JSON list with one object per phase.
+A process of its own, without an HTTP library (wires.py), so that the server is the slower side. A phase is `submit`,
+`claim`, `work` (claim, then complete) or `cycle` (all three). Several phases take turns, each with a share of jobs at
+a time, so that the queue stays short and both see the same one; a single phase runs for the window, or once over
+`jobs` jobs (or until there is none) without a warm-up. `batch` jobs go into a request, `payload_bytes` of JSON into a
+job. Prints a JSON list with one object per phase.
 """
 
 from __future__ import annotations
@@ -15,19 +16,28 @@ import gc
 import json
 import math
 import re
-import struct
 import sys
-from collections.abc import Iterator
+import time
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from wires import TRANSPORTS, Rest
 
 PAYLOAD = '{"to":"user@example.com","subject":"Hello!","body":"A short text."}'
 WARM_UP = 0.3
-STEPS = {"submit": ("submit",), "work": ("claim", "complete"), "cycle": ("submit", "claim", "complete")}
+LONGEST_PHASE = 150.0
+STEPS = {
+    "submit": ("submit",),
+    "claim": ("claim",),
+    "work": ("claim", "complete"),
+    "cycle": ("submit", "claim", "complete"),
+}
+STATS = ("writes", "bytes", "segments")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -36,109 +46,19 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def share(clients: int) -> int:
-    """Return how many jobs a phase does before the next phase's turn: enough for steady batches."""
-    return max(1_000, 32 * clients)
+def share(clients: int, batch: int) -> int:
+    """Return how many jobs a phase does before the next phase's turn: enough for steady commits."""
+    return max(1_000, 32 * clients, 0 if batch == 1 else 4 * clients * batch)
 
 
-class Rest:
-    """Requests and answers over REST."""
-
-    handshake = b""
-
-    def __init__(self, worker: str) -> None:
-        self._worker = b'{"workerId":"%s"}' % worker.encode()
-        self.submit = self._post("/v1/jobs", b'{"type":"email:send","payload":%s}' % PAYLOAD.encode())
-        self.claim = self._post("/v1/jobs/claim", self._worker)
-
-    def complete(self, job_id: bytes) -> bytes:
-        """Return the request that completes a job."""
-        return self._post(f"/v1/jobs/{job_id.decode()}/complete", self._worker)
-
-    def answer(self, data: bytes) -> tuple[bool, bytes] | None:
-        """Return whether an answer is good, and its body; None while it is not all there."""
-        head, found, body = data.partition(b"\r\n\r\n")
-        if not found:
-            return None
-        if b"transfer-encoding: chunked" in head:
-            _, _, chunk = body.partition(b"\r\n")
-            return (head.startswith(b"HTTP/1.1 20"), chunk) if body.endswith(b"0\r\n\r\n") else None
-        length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-        if length and len(body) < int(length[1]):
-            return None
-        return head.startswith(b"HTTP/1.1 20"), body
-
-    def job_id(self, body: bytes) -> bytes | None:
-        """Return the job's id in an answer."""
-        at = body.find(b'"jobId":"')
-        return None if at < 0 else body[at + 9 : at + 45]
-
-    def _post(self, path: str, body: bytes, kind: str = "application/json") -> bytes:
-        head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+def payload_of(size: int | None) -> str:
+    """Return a payload of so many bytes of JSON; of the usual size without a number."""
+    return PAYLOAD if size is None else json.dumps({"text": "x" * (size - 11)}, separators=(",", ":"))
 
 
-class Connect(Rest):
-    """Requests and answers over Connect with protobuf bodies."""
-
-    def __init__(self, worker: str) -> None:
-        self._id = worker.encode()
-        payload = PAYLOAD.encode()
-        self.submit = self._rpc("SubmitJob", self._field(1, payload) + self._field(3, b"email:send"))
-        self.claim = self._rpc("ClaimJob", self._field(1, self._id))
-
-    def complete(self, job_id: bytes) -> bytes:
-        """Return the request that completes a job."""
-        return self._rpc("CompleteJob", self._field(1, job_id) + self._field(2, self._id))
-
-    def job_id(self, body: bytes) -> bytes | None:
-        """Return the job's id in an answer: its first field, 36 bytes."""
-        return body[2:38] if body.startswith(b"\x0a\x24") else None
-
-    def _field(self, number: int, value: bytes) -> bytes:
-        return bytes((number << 3 | 2, len(value))) + value
-
-    def _rpc(self, name: str, body: bytes) -> bytes:
-        return self._post(f"/osqueue.v1.QueueService/{name}", body, "application/proto")
-
-
-class WebSocket(Rest):
-    """Requests and answers in WebSocket frames, masked with zeros."""
-
-    handshake = (
-        b"GET /v1/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-
-    def __init__(self, worker: str) -> None:
-        self._id = worker.encode()
-        self.submit = self._frame(b"submitJob", b'{"type":"email:send","payload":%s}' % PAYLOAD.encode())
-        self.claim = self._frame(b"claimJob", b'{"workerId":"%s"}' % self._id)
-
-    def complete(self, job_id: bytes) -> bytes:
-        """Return the request that completes a job."""
-        return self._frame(b"completeJob", b'{"jobId":"%s","workerId":"%s"}' % (job_id, self._id))
-
-    def answer(self, data: bytes) -> tuple[bool, bytes] | None:
-        """Return whether an answer is good, and its body; None while it is not all there."""
-        if data.startswith(b"HTTP/"):
-            return (data.startswith(b"HTTP/1.1 101"), b"") if data.endswith(b"\r\n\r\n") else None
-        if len(data) < 4:
-            return None
-        start, size = (4, struct.unpack_from("!H", data, 2)[0]) if data[1] == 126 else (2, data[1])
-        if len(data) < start + size:
-            return None
-        return b'"ok":true' in data, data[start:]
-
-    def _frame(self, method: bytes, params: bytes) -> bytes:
-        body = b'{"id":1,"method":"%s","params":%s}' % (method, params)
-        size = bytes((0x80 | len(body),)) if len(body) < 126 else struct.pack("!BH", 0xFE, len(body))
-        return b"\x81" + size + bytes(4) + body
-
-
-TRANSPORTS = {"rest": Rest, "ws": WebSocket, "connect": Connect}
+def quantile(values: Sequence[float], part: float) -> float:
+    """Return the value of sorted ones that a part of them does not exceed; 0 if there is none."""
+    return values[min(len(values) - 1, math.ceil(part * len(values)) - 1)] if values else 0.0
 
 
 class Client(asyncio.Protocol):
@@ -148,9 +68,10 @@ class Client(asyncio.Protocol):
         self._load = load
         self._wire = wire
         self._data = b""
-        self._job_id = b""
+        self._job_ids: list[bytes] = []
         self._step = "handshake"
         self._steps: Iterator[str] = iter(())
+        self._asked_at = 0.0
         self.is_idle = asyncio.Event()
 
     def connection_made(self, transport: Any) -> None:
@@ -176,7 +97,7 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Look at the answer, and ask for the next step."""
-        self._data += data
+        self._data = self._data + data if self._data else data
         answer = self._wire.answer(self._data)
         if answer is None:
             return
@@ -185,27 +106,34 @@ class Client(asyncio.Protocol):
         if self._step == "handshake":
             self.is_idle.set()
             return
+        if self._count(is_good, body):
+            self._next()
+        else:
+            self.is_idle.set()
+
+    def _count(self, is_good: bool, body: bytes) -> bool:
+        """Count an answer; return whether there is something to go on with."""
         load = self._load
         load.requests += 1
+        load.latencies.append(time.perf_counter() - self._asked_at)
         if not is_good:
             load.errors += 1
-        if self._step == "complete":
-            load.jobs += 1
-        elif self._step == "claim":
-            job_id = self._wire.job_id(body)
-            if job_id is None:
-                load.empty += 1
-                self.is_idle.set()
-                return
-            self._job_id = job_id
-        self._next()
+        if self._step != "claim":
+            load.errors += self._wire.refusals(body)
+            load.jobs += len(self._job_ids) if self._step == "complete" else 0
+            return True
+        self._job_ids = self._wire.job_ids(body)
+        load.empty += not self._job_ids
+        return bool(self._job_ids)
 
     def _next(self) -> None:
         self._step = step = next(self._steps)
         if step == self._first and not self._load.takes_another():
             self.is_idle.set()
-        elif step == "complete":
-            self.transport.write(self._wire.complete(self._job_id))
+            return
+        self._asked_at = time.perf_counter()
+        if step == "complete":
+            self.transport.write(self._wire.complete(self._job_ids))
         else:
             self.transport.write(self._wire.submit if step == "submit" else self._wire.claim)
 
@@ -214,19 +142,28 @@ class Result:
     """What a phase came to."""
 
     def __init__(self) -> None:
-        self.requests = self.jobs = self.errors = self.empty = self.writes = 0
+        self.requests = self.jobs = self.errors = self.empty = self.writes = self.bytes = self.segments = 0
         self.cpu = self.seconds = 0.0
+        self.latencies = array("d")
 
     def summary(self) -> dict[str, float]:
         """Return the figures."""
+        latencies = sorted(self.latencies)
         return {
+            "requests": self.requests,
+            "jobs": self.jobs,
+            "seconds": self.seconds,
+            "cpu": self.cpu,
             "rate": self.requests / self.seconds,
             "cpu_per_request": self.cpu / max(self.requests, 1),
             "busy": self.cpu / self.seconds,
             "errors": self.errors,
             "empty": self.empty,
-            "jobs": self.jobs,
             "writes": self.writes,
+            "bytes": self.bytes,
+            "segments": self.segments,
+            "p50": quantile(latencies, 0.5),
+            "p99": quantile(latencies, 0.99),
         }
 
 
@@ -235,36 +172,46 @@ class Load:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self._batch: int = options.get("batch", 1)
         self._left: float = 0
+        self._clear()
+
+    def _clear(self) -> None:
         self.requests = self.jobs = self.errors = self.empty = 0
+        self.latencies = array("d")
 
     def takes_another(self) -> bool:
         """Whether a client shall begin another round of its steps."""
-        self._left -= 1
-        return self._left >= 0
+        self._left -= self._batch
+        return self._left > -self._batch
 
     async def run(self) -> list[dict[str, float]]:
         """Run all phases over the same connections; return what each came to."""
         loop = asyncio.get_running_loop()
+        payload = payload_of(self._options.get("payload_bytes"))
         clients = []
         for number in range(self._options["clients"]):
-            wire = TRANSPORTS[self._options["transport"]](f"worker-{number}")
+            wire = TRANSPORTS[self._options["transport"]](f"worker-{number}", payload, batch=self._batch)
             _, client = await loop.create_connection(
                 partial(Client, self, wire), "127.0.0.1", self._options["port"]
             )
             clients.append(client)
         await self._idle(clients)
-        phases = self._options["phases"]
-        results = await (
-            self._in_turns(clients, phases) if len(phases) > 1 else self._window(clients, *phases)
-        )
+        results = await self._phases(clients, self._options["phases"])
         for client in clients:
             client.transport.close()
         return [result.summary() for result in results]
 
+    async def _phases(self, clients: list[Client], phases: list[str]) -> list[Result]:
+        if len(phases) > 1:
+            return await self._in_turns(clients, phases)
+        if "jobs" in self._options:
+            return await self._once(clients, phases[0], self._options["jobs"])
+        return await self._window(clients, phases[0])
+
     async def _in_turns(self, clients: list[Client], phases: list[str]) -> list[Result]:
         """Do a share of each phase in turn until the window is over for each; the first turn is the warm-up."""
-        window, jobs = self._options["window"], share(len(clients))
+        window, jobs = self._options["window"], share(len(clients), self._batch)
         for phase in phases:
             await self._measure(Result(), clients, phase, jobs)
         results = [Result() for _ in phases]
@@ -280,14 +227,20 @@ class Load:
         await self._measure(result, clients, phase, math.inf, self._options["window"])
         return [result]
 
+    async def _once(self, clients: list[Client], phase: str, jobs: int | None) -> list[Result]:
+        """Run a phase over so many jobs; without a number, until there is none to claim."""
+        result = Result()
+        await self._measure(result, clients, phase, math.inf if jobs is None else jobs)
+        return [result]
+
     async def _measure(
         self, result: Result, clients: list[Client], phase: str, jobs: float, window: float | None = None
     ) -> None:
         """Have the clients do so many jobs, or run for so many seconds, and add what it came to."""
         loop, pid = asyncio.get_running_loop(), self._options["pid"]
         self._left = jobs
-        self.requests = self.jobs = self.errors = self.empty = 0
-        writes = -await self._seq()
+        self._clear()
+        before = await self._stats()
         cpu, began = -cpu_seconds(pid), loop.time()
         for client in clients:
             client.start(STEPS[phase])
@@ -297,24 +250,29 @@ class Load:
         await self._idle(clients)
         result.cpu += cpu + cpu_seconds(pid)
         result.seconds += loop.time() - began
-        result.writes += writes + await self._seq()
+        after = await self._stats()
+        result.writes += after["writes"] - before["writes"]
+        result.bytes += after["bytes"] - before["bytes"]
+        result.segments = after["segments"]
         result.requests += self.requests
         result.jobs += self.jobs
         result.errors += self.errors
         result.empty += self.empty
+        result.latencies.extend(self.latencies)
 
     async def _idle(self, clients: list[Client]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(LONGEST_PHASE):
             for client in clients:
                 await client.is_idle.wait()
 
-    async def _seq(self) -> int:
-        """Return the number of the last commit, from the head of the document."""
+    async def _stats(self) -> dict[str, int]:
+        """Return what the server has committed, and how many segments it has; 0 of all for the echo."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._options["port"])
-        writer.write(b"GET /state HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        found = re.search(rb'"seq":(\d+)', await reader.read())
+        writer.write(b"GET /v1/stats HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
         writer.close()
-        return int(found[1]) if found else 0
+        found = {name: re.search(rb'"%s":(\d+)' % name.encode(), answer) for name in STATS}
+        return {name: int(match[1]) if match else 0 for name, match in found.items()}
 
 
 def main() -> None:

@@ -1,23 +1,28 @@
 """The servers that are measured, each in a process of its own: the broker, or the echo.
 
-python servers.py broker STORAGE_URL [BACKLOG]
+python servers.py broker STORAGE_URL [--settings JSON] [--pauses] [--standby]
 python servers.py echo
 
 The echo is the broker's own application and listener over a service that answers constants: what it costs is
 what HTTP, routing, models and JSON or protobuf cost, and the rest of the broker's cost is the queue's.
-Prints `listening PORT`, serves until SIGTERM, then prints what was counted as JSON.
+Prints `listening PORT` and serves until SIGTERM. The broker answers each line on its standard input with what
+its meters have found since the last one, as JSON; those of pauses only if asked for, as they cost CPU time. A standby
+prints `leading`, and when, once it leads.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import signal
 import sys
+import time
 from typing import Any
 
 import uvloop
 from load import PAYLOAD
+from meters import Pauses, Writes
 from msgspec import Raw
 
 from osqueue_broker import BrokerServer
@@ -26,11 +31,11 @@ from osqueue_broker.app import BrokerApp
 from osqueue_broker.listener import Listener, bind
 from osqueue_broker.origins import Origins
 from osqueue_broker.readiness import Readiness
-from osqueue_broker.settings import DOCUMENT_KEY, BrokerSettings
+from osqueue_broker.settings import BrokerSettings
 from osqueue_client import models
 from osqueue_client.models import Model
 from osqueue_client.operations import CLAIM_JOB, GET_STATS, SUBMIT_JOB, AnyOperation, Operation
-from osqueue_storage import CASConflictError, StorageBackend, open_storage
+from osqueue_storage import open_storage
 
 JOB_ID = "6f1b7c52-0f7e-4a53-9d5c-6d3a3c1c0f5e"
 
@@ -67,43 +72,34 @@ class EchoService:
         """Nothing was leased."""
 
 
-def count_writes(storage: StorageBackend) -> dict[str, int]:
-    """Count the writes of the queue document from now on, and those that were refused: not the broker's probe."""
-    counts = {"writes": 0, "conflicts": 0}
-    write = storage.write
-
-    async def counted(key: str, body: bytes, expected_version: str) -> str:
-        counts["writes"] += key == DOCUMENT_KEY
-        try:
-            return await write(key, body, expected_version)
-        except CASConflictError:
-            counts["conflicts"] += key == DOCUMENT_KEY
-            raise
-
-    storage.write = counted  # type: ignore[method-assign]  # the backend stays what it is in all else
-    return counts
-
-
-def backlog(jobs: int) -> bytes:
-    """Return a queue document that holds so many unclaimed jobs."""
-    texts = (
-        f'{{"id":"{number:08d}-0000-4000-8000-000000000000","status":"unclaimed","payload":{PAYLOAD},'
-        f'"type":"email:send","createdAt":1760000000000,"attempts":0}}'
-        for number in range(jobs)
-    )
-    return f'{{"broker":null,"brokerHeartbeat":0,"completedTotal":0,"jobs":[{",".join(texts)}]}}'.encode()
-
-
-async def serve_broker(url: str, jobs: int) -> None:
+async def serve_broker(url: str, settings: BrokerSettings, *, has_pauses: bool, standby: bool) -> None:
     """Run the broker on a storage until SIGTERM."""
     keep_freed_bodies()  # as the command does
-    async with open_storage(url) as storage:
-        if jobs:
-            await storage.create(DOCUMENT_KEY, backlog(jobs))
-        counts = count_writes(storage)
-        server = BrokerServer(storage=storage, port=0)
-        await server.run(on_started=lambda: say("listening " + server.address.rpartition(":")[2]))
-    say(json.dumps(counts))
+    async with open_storage(url) as storage, asyncio.TaskGroup() as group:
+        writes, pauses = Writes(storage), Pauses()
+        tasks = [group.create_task(pauses.watch())] if has_pauses else []
+
+        def report() -> None:
+            if not sys.stdin.readline():
+                asyncio.get_running_loop().remove_reader(sys.stdin)
+                return
+            say(json.dumps(writes.take() | pauses.take()))
+
+        asyncio.get_running_loop().add_reader(sys.stdin, report)
+        server = BrokerServer(storage=storage, port=0, settings=settings, standby=standby)
+
+        async def tell_leading() -> None:
+            await server.wait_leading()
+            say(f"leading {time.monotonic()}")
+
+        def started() -> None:
+            say("listening " + server.address.rpartition(":")[2])
+            if standby:
+                tasks.append(group.create_task(tell_leading()))
+
+        await server.run(on_started=started)
+        for task in tasks:
+            task.cancel()
 
 
 async def serve_echo() -> None:
@@ -118,7 +114,6 @@ async def serve_echo() -> None:
             group.create_task(listener.serve())
             await listener.wait_started()
             say(f"listening {listener.address[1]}")
-    say("{}")
 
 
 def say(line: str) -> None:
@@ -128,12 +123,21 @@ def say(line: str) -> None:
 
 def main() -> None:
     """Serve what the command line names."""
-    what, *rest = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("broker", "echo"))
+    parser.add_argument("url", nargs="?", default="memory:")
+    parser.add_argument("--settings", type=json.loads, default={}, help="of BrokerSettings, as JSON")
+    parser.add_argument("--pauses", action="store_true", help="meter the pauses of the event loop")
+    parser.add_argument("--standby", action="store_true", help="lead only when the leader is gone")
+    options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        if what == "echo":
+        if options.what == "echo":
             runner.run(serve_echo())
         else:
-            runner.run(serve_broker(rest[0], int(rest[1]) if len(rest) > 1 else 0))
+            settings = BrokerSettings(**options.settings)
+            runner.run(
+                serve_broker(options.url, settings, has_pauses=options.pauses, standby=options.standby)
+            )
 
 
 if __name__ == "__main__":
