@@ -112,7 +112,7 @@ class DeepQueue:
             assert plan.name not in self.objects
             self.objects[plan.name] = plan.body
             if between is not None:
-                between()
+                between(plan)
             self.ask(SEAL, name=plan.name)
         return made
 

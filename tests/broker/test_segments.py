@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from broker.deep_queue import DeepQueue
 
+from osqueue_broker.queue.merging import Merge
 from osqueue_broker.queue.segment import Contents
 from osqueue_broker.queue.segments import KEPT_READ
 from osqueue_client import models, operations
@@ -129,7 +130,7 @@ def test_what_is_claimed_while_its_segment_is_made_is_not_in_it() -> None:
     ids = [queue.submit(number) for number in range(60)]
     claimed: list[Any] = []
 
-    def claim_one() -> None:
+    def claim_one(_: object) -> None:
         claimed.append(queue.claim())
 
     queue.seal(between=claim_one)
@@ -144,7 +145,7 @@ def test_what_ran_and_came_back_while_its_segment_was_made_is_told_as_it_is_now(
     ids = [queue.submit(number) for number in range(40)]
     plans = 0
 
-    def fail_some() -> None:
+    def fail_some(_: object) -> None:
         nonlocal plans
         plans += 1
         if plans == 1:
@@ -162,13 +163,44 @@ def test_a_segment_that_is_not_worth_it_any_more_is_dropped() -> None:
     ids = [queue.submit(number) for number in range(40)]
     claimed: list[str] = []
 
-    def claim_all() -> None:
+    def claim_all(_: object) -> None:
         claimed.extend(drain(queue))
 
     queue.seal(between=claim_all)
     assert claimed == ids
     assert not len(queue.state.segments)
     assert queue.state.segments.take_dropped()
+
+
+def test_what_leaves_segments_while_they_are_merged_does_not_come_back() -> None:
+    queue = DeepQueue()
+    taken: list[str] = []
+    merges = 0
+
+    def take_some(plan: object) -> None:
+        nonlocal merges
+        if not isinstance(plan, Merge):
+            return
+        merges += 1
+        used_up, begun = plan.parts[1], plan.parts[2]
+        for job in (
+            json.loads(queue.objects[used_up.id])["jobs"] + json.loads(queue.objects[begun.id])["jobs"][:1]
+        ):
+            claimed = queue.claim(job["type"])
+            taken.append(claimed.job_id)
+            queue.complete(claimed)
+        assert queue.state.segments.get(used_up.id) is None
+
+    ids = []
+    for number in range(200):
+        ids.append(queue.submit(number, type=f"t{number}"))
+        queue.seal(between=take_some)
+    assert merges
+    left = [id for id in ids if id not in taken]
+    assert [job.id for job in queue.pages(operations.LIST_JOBS, 50)] == left
+    queue.take_over()
+    assert stats(queue) == (len(left), len(left), 0, len(taken), 0)
+    assert drain(queue) == left
 
 
 # Claims by type

@@ -17,12 +17,16 @@ import uvloop
 from osqueue_client.errors import ConfigError, OsqueueError
 from osqueue_storage import StorageBackend, ThrottledStorageBackend, open_storage
 
+from . import fsck_cli
 from .addresses import checked_port, is_loopback_host
 from .allocator import keep_freed_bodies
 from .server import BrokerServer
 from .settings import BrokerSettings
 
 logger = logging.getLogger("osqueue.broker")
+
+_FSCK: Final = "fsck"
+"""The subcommand."""
 
 _DEFAULTS: Final = BrokerSettings()
 _DEFAULT_STORAGE: Final = "file:./.osqueue"
@@ -48,7 +52,10 @@ _LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message",
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a broker until SIGINT or SIGTERM; return the exit status."""
+    """Run a broker until SIGINT or SIGTERM, or `fsck` if that comes first; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == [_FSCK]:
+        return fsck_cli.main(argv[1:])
     parser = _parser(os.environ)  # noqa: TID251  # its one home
     options = parser.parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
@@ -110,7 +117,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         description="Lead a job queue that lives in an object store, over REST, WebSocket and Connect.",
         epilog="Each option is also an environment variable: OSQUEUE_PORT for --port, OSQUEUE_ALLOW_ORIGIN for "
         "--allow-origin (a comma between several), OSQUEUE_STORAGE_PROBE=false for --no-storage-probe. "
-        "What stands on the command line counts.",
+        "What stands on the command line counts. `osqueue-broker fsck --help`: check and repair a queue.",
     )
     add = _Options(parser, environment)
     parser.add_argument(

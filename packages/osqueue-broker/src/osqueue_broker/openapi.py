@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias, get_args, get_origin
 
 import msgspec
 from msgspec import Raw
@@ -65,7 +65,10 @@ _EXAMPLES: Final[Node] = {
     "types": ["email:send"],
     "workerId": "worker-1",
     "maxAttempts": 3,
+    "limit": 10,
+    "wait": 30,
     "attempt": 1,
+    "leaseToken": "f3b0a6de-6a39-4a5f-9a1b-1f1de4c2b7aa",
     "error": {"type": "SMTPError", "message": "mailbox full"},
     "retry": True,
     "total": 2,
@@ -191,13 +194,35 @@ def _error(error: OsqueueError) -> Node:
 
 
 def _content(model: type[Model], *, without: str = "") -> Node:
-    names = [field.encode_name for field in msgspec.structs.fields(model)]
-    example = {name: _EXAMPLES[name] for name in names if name in _EXAMPLES and name != without}
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    is_whole = all(
-        field.encode_name in _EXAMPLES or not field.required for field in msgspec.structs.fields(model)
-    )
-    return {"application/json": {"schema": schema} | ({"example": example} if is_whole else {})}
+    example = _example(model)
+    if example is not None:
+        example.pop(without, None)
+    return {"application/json": {"schema": schema} | ({} if example is None else {"example": example})}
+
+
+def _example(model: type[Model]) -> Node | None:
+    """Return an example of a model; None where there is none of a field that must be there."""
+    example: Node = {}
+    for field in msgspec.structs.fields(model):
+        name = field.encode_name
+        entry = _entry_in(field.type)
+        if entry is not None and (of_entry := _example(entry)) is not None:
+            of_entry.pop("error", None)  # an entry that was not refused
+            example[name] = [of_entry]
+        elif entry is None and name in _EXAMPLES:
+            example[name] = _EXAMPLES[name]
+        elif field.required:
+            return None
+    return example
+
+
+def _entry_in(annotation: object) -> type[Model] | None:
+    """Return the model of which a field holds many."""
+    if get_origin(annotation) is Annotated:
+        return _entry_in(get_args(annotation)[0])
+    first = next(iter(get_args(annotation)), None) if get_origin(annotation) is tuple else None
+    return first if isinstance(first, type) and issubclass(first, Model) else None
 
 
 def _parameter(name: str, place: str, schema: Node) -> Node:

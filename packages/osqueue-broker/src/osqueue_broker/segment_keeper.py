@@ -116,6 +116,9 @@ class SegmentKeeper:
                     contents = Contents.of(segment, body)
                     break
                 except EngineStateError as error:
+                    if not self._is_held(segment):
+                        self._resume(segment.id)  # it was used up, and was deleted
+                        return
                     if not segment.is_lost:
                         logger.error("segment_lost", extra={"segment": segment.id, "error": error.message})
                     segment.is_lost = True
@@ -131,11 +134,17 @@ class SegmentKeeper:
             self._reading.discard(segment.id)
         self._resume(segment.id)
 
+    def _is_held(self, segment: Segment) -> bool:
+        return any(
+            segments.get(segment.id) is segment
+            for segments in (self._state.segments, self._state.dead_segments)
+        )
+
     # Garbage
 
     async def _find_garbage(self) -> None:
         while True:
-            referred = {segment.id for segment in (*self._state.segments, *self._state.dead_segments)}
+            referred = self._referred()
             found = [
                 name
                 for name in await self._store.names()
@@ -143,6 +152,14 @@ class SegmentKeeper:
             ]
             self._note_garbage([name for name in found if name not in self._garbage])
             await asyncio.sleep(self._retention)  # a leader that was deposed may have left one on its way
+
+    def _referred(self) -> set[str]:
+        """Return the names to which the document in the store refers, as it was last committed: and a few more."""
+        names: set[str] = set()
+        for segments in (self._state.segments, self._state.dead_segments):
+            names.update(segment.id for segment in segments)
+            names.update(segments.dropped)  # by a commit that may not have landed
+        return names
 
     def _note_garbage(self, names: list[str]) -> None:
         at = self._clock.monotonic() + self._retention

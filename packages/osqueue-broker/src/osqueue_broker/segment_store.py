@@ -38,9 +38,12 @@ class SegmentStore:
                 await self._within(self._storage.create(_key(name), body), len(body))
                 return
             except CASConflictError:
-                if await self.read(name, len(body)) == body:
+                found = await self.read(name, len(body))
+                if found == body:
                     return  # an attempt whose answer was lost
-                raise EngineStateError(f"there is another object at {_key(name)}") from None
+                if found is not None:
+                    raise EngineStateError(f"there is another object at {_key(name)}") from None
+                logger.warning("segment_write_unclear", extra={"segment": name, "error": "a false conflict"})
             except Exception as error:  # noqa: BLE001  # whatever a backend raises means: unknown
                 logger.warning("segment_write_unclear", extra={"segment": name, "error": _text(error)})
             await asyncio.sleep(delay)

@@ -166,9 +166,10 @@ def _from_message(message: AnyMessage, model: type[Model], method: str | None = 
             # A payload over Connect is always JSON text: no bytes at all are not one.
             values["payload"] = payload_from_text(bytes(getattr(message, "payload")), method)  # noqa: B009  # of any message
             continue
-        if field.has_presence and not message.has_field(field.name):
-            continue
         value = getattr(message, field.name)
+        # To ask for presence is slow; what is not the default is present.
+        if not value and field.has_presence and not message.has_field(field.name):
+            continue
         if value or field.has_presence or field.is_required:
             values[field.wire_name] = _value_in(field, value, method)
     return values
