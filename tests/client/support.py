@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from osqueue_client.models import Model, SubmitJob
-from osqueue_client.operations import SUBMIT_JOB, AnyOperation, Operation
+import msgspec
+
+from osqueue_client import TransportConnectionError
+from osqueue_client.models import Model, QueueStats, SubmitJob
+from osqueue_client.operations import GET_STATS, SUBMIT_JOB, AnyOperation, Operation
 from osqueue_client.transports import Transport, TransportName, open_transport
 from osqueue_client.transports.connect import ConnectTransport
 
@@ -147,3 +150,44 @@ def always(text: bytes) -> Reply:
         return text
 
     return reply
+
+
+class Watched:
+    """A transport that notes what is asked through it, and loses the answers that it is told to lose.
+
+    `lacks` are features that the broker then seems not to have. `loses` has for an operation whether the answer to each
+    of its next requests is lost.
+    """
+
+    def __init__(self, inner: Transport, *lacks: str) -> None:
+        self.inner = inner
+        self.lacks = lacks
+        self.loses: dict[str, list[bool]] = {}
+        self.asked: list[tuple[str, Any]] = []
+
+    def of(self, name: str) -> list[Any]:
+        """The requests of an operation."""
+        return [request for asked, request in self.asked if asked == name]
+
+    @property
+    def names(self) -> list[str]:
+        """The operations that were asked for, but for the stats."""
+        return [name for name, _ in self.asked if name != GET_STATS.name]
+
+    async def call(self, operation: Operation[Any, Any], request: Any, /) -> Any:
+        self.asked.append((operation.name, request))
+        answer = await self.inner.call(operation, request)
+        fates = self.loses.get(operation.name)
+        if fates and fates.pop(0):
+            raise TransportConnectionError("the answer was lost", outcome="unknown")
+        if isinstance(answer, QueueStats):
+            features = tuple(name for name in answer.features if name not in self.lacks)
+            return msgspec.structs.replace(answer, features=features)
+        return answer
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+OLD = ("batch", "wait", "pages")
+"""What the broker of the release before did not have."""

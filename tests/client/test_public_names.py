@@ -10,12 +10,11 @@ EXPORTS = {
     "osqueue_storage": """AzureBackend CASConflictError ConditionalReader ConfigError FileBackend GCSBackend
         MemoryBackend OsqueueError Outcome PROBE_PREFIX PROBE_WRITES Remote S3Backend StorageBackend StorageBackendError
         StoredObject ThrottleStats Throttled ThrottledStorageBackend is_remote open_storage probe""",
-    "osqueue_client": """BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError DeadJob DeadJobList
-        DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList JobNotFoundError JobType LeaseLostError
-        OsqueueClient OsqueueError PayloadValidationError QueueFullError QueueStats Registry RequestExpiredError
-        RequestTooLargeError
-        StorageBackendError SyncOsqueueClient Transport TransportConfigError TransportConnectionError
-        TransportRequestError""",
+    "osqueue_client": """BatchError BrokerLeadershipError BrokerProtocolError CASConflictError ConfigError
+        DeadJob DeadJobList DiscoveryError EngineStateError Job JobError JobHandler JobInfo JobList
+        JobNotFoundError JobType LeaseLostError OsqueueClient OsqueueError PayloadValidationError QueueFullError
+        QueueStats Registry RequestExpiredError RequestTooLargeError StorageBackendError SyncOsqueueClient
+        Transport TransportConfigError TransportConnectionError TransportRequestError""",
     "osqueue_broker": """BrokerServer BrokerSettings FileBackend MemoryBackend MountedBroker StorageBackend
         ThrottledStorageBackend create_app open_storage""",
     "osqueue_worker": "Job JobHandler JobType OsqueueClient Worker WorkerExecutionError",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import TypeVar
 
 from osqueue_client import models as m
 from osqueue_client.errors import JobNotFoundError, LeaseLostError
 
 from .documents import UNCLAIMED, Document, Lease, lease_of
-from .evidence import Evidence, holds, matches
+from .evidence import MOMENT, Evidence, holds, matches
 from .history import Delivery
+
+T = TypeVar("T")
 
 
 class Answers(Evidence):
@@ -49,9 +52,10 @@ class Answers(Evidence):
             case m.ClaimedJob() if answer.job_id:
                 self._check_claimed(delivery, answer, high, what)
             case m.ClaimedJob():
+                self._check_wait(delivery, what)
                 self._check_nothing_claimable(request, low, high, what)
             case m.QueueStats() | m.JobList() | m.DeadJobList():
-                self._check_read(answer, low, high, what)
+                self._check_read(request, answer, low, high, what)
             case _:
                 job_id = getattr(request, "job_id", "")
                 match delivery.operation:
@@ -91,10 +95,10 @@ class Answers(Evidence):
                 change.lease is None or not holds(request, change.lease)
             ):
                 continue
-            number = delivery.call.number if has_id else -1 - id(delivery)
-            if change.users and number not in change.users:
+            user = self.key_of(delivery)
+            if change.users and user not in change.users:
                 continue
-            change.users.append(number)
+            change.users.append(user)
             return
         self.violation(high, f"{what} for {job_id[:8]}, but no commit in that time did it")
 
@@ -127,6 +131,44 @@ class Answers(Evidence):
                 return
         self.violation(high, f"{what} with nothing, but {min(always or ['?'])[:8]} was claimable")
 
+    def _check_wait(self, delivery: Delivery, what: str) -> None:
+        """A claim that waits is not told that there is nothing before its time is over."""
+        request = delivery.request
+        assert isinstance(request, m.ClaimJob)
+        assert delivery.arrived_at is not None
+        assert delivery.answered_at is not None
+        waited = delivery.answered_at - delivery.arrived_at
+        if waited < (request.wait or 0.0) * (1 - 2 * self.history.clock_error) - MOMENT:
+            self.violations.append(f"{what} with nothing after {waited:.3f} s of {request.wait} s")
+
+    def check_waiting(self) -> None:
+        """A claim that waits is given a job by the very commit that makes one claimable."""
+        for delivery in self.deliveries:
+            request = delivery.request
+            if not isinstance(request, m.ClaimJob) or not request.wait or delivery.arrived_at is None:
+                continue
+            ends = (delivery.answered_at, delivery.hung_up_at, delivery.arrived_at + 0.97 * request.wait)
+            end = min(end for end in ends if end is not None)
+            first = bisect_right(self.times, delivery.arrived_at) + self.history.taken_within
+            for index in range(first, len(self.documents)):
+                old, new = self.documents[index - 1], self.documents[index]
+                if new.landing.at >= end or new.landing.writer != delivery.broker:
+                    break
+                if self.documents[index - self.history.taken_within].text.epoch != new.text.epoch:
+                    continue  # it may have been taken with the commit before only
+                if old.text.segments or new.text.segments:
+                    continue  # what stands in a segment may have to be read first
+                for job_id, job in new.live.items():
+                    before = old.live.get(job_id)
+                    is_left = job.status == UNCLAIMED and before is not None and before.status == UNCLAIMED
+                    if is_left and matches(job, request.types or ()):
+                        self.violation(
+                            index,
+                            f"{job_id[:8]} was left, though call {delivery.call.number} waited at "
+                            f"{delivery.broker} for one",
+                        )
+                        return
+
     def _check_heartbeat(self, request: m.Model, low: int, high: int, what: str) -> None:
         assert isinstance(request, m.LeasedJob)
         for document in self.documents[low : high + 1]:
@@ -151,17 +193,17 @@ class Answers(Evidence):
             return  # within one commit
         self.violation(high, f"{what} with {type(delivery.error).__name__}, but that is not so")
 
-    def _check_read(self, answer: m.Model, low: int, high: int, what: str) -> None:
+    def _check_read(self, request: m.Model, answer: m.Model, low: int, high: int, what: str) -> None:
         """What is read stood there, or stood for a moment within a commit: after ends of leases, before all else."""
         for index in range(low, high + 1):
             document = self.documents[index]
-            if _is_true_of(answer, document):
+            if _is_true_of(request, answer, document):
                 return
-            if index > low and self._is_true_within(answer, index):
+            if index > low and self._is_true_within(request, answer, index):
                 return
         self.violation(high, f"{what} with what never stood there: {answer}")
 
-    def _is_true_within(self, answer: m.Model, index: int) -> bool:
+    def _is_true_within(self, request: m.Model, answer: m.Model, index: int) -> bool:
         before, changes = self.documents[index - 1], self.in_commit[index]
         gone = {change.job_id for change in changes if change.kind in ("complete", "bury")}
         buried = sum(change.kind == "bury" for change in changes)
@@ -173,13 +215,17 @@ class Answers(Evidence):
                     self.documents[index].text.completed_total,
                 )
             case m.JobList():
-                return [job.id for job in answer.jobs] == [job for job in before.live if job not in gone]
+                listed = [job.id for job in answer.jobs]
+                stood = [job for job in before.live if job not in gone]
+                return _is_page(request, answer, listed, stood) or bool(
+                    getattr(request, "type", None) or getattr(request, "status", None)
+                )
             case m.DeadJobList():
                 return answer.total == len(before.dead) + buried
         return False
 
 
-def _is_true_of(answer: m.Model, document: Document) -> bool:
+def _is_true_of(request: m.Model, answer: m.Model, document: Document) -> bool:
     match answer:
         case m.QueueStats():
             return (answer.total, answer.unclaimed, answer.dead, answer.completed_total) == (
@@ -190,8 +236,24 @@ def _is_true_of(answer: m.Model, document: Document) -> bool:
             )
         case m.JobList():
             listed = [(job.id, job.status, job.attempts) for job in answer.jobs]
-            return listed == [(job.id, job.status, job.attempts) for job in document.text.jobs]
+            type, status = getattr(request, "type", None), getattr(request, "status", None)
+            stood = [
+                (job.id, job.status, job.attempts)
+                for job in document.text.jobs
+                if type in (None, job.type or "") and status in (None, job.status)
+            ]
+            return _is_page(request, answer, listed, stood)
         case m.DeadJobList():
             ids = [job.id for job in document.text.dead_jobs[: len(answer.jobs)]]
             return answer.total == len(document.dead) and [job.id for job in answer.jobs] == ids
     return False
+
+
+def _is_page(request: m.Model, answer: m.JobList, listed: list[T], stood: list[T]) -> bool:
+    """Whether a page is what it should be of all that stood there: all, the beginning, or what follows a cursor."""
+    if not getattr(request, "cursor", None):
+        return listed == (stood[: len(listed)] if answer.truncated else stood)
+    if not listed:
+        return True  # all behind the cursor may have gone
+    begin = stood.index(listed[0]) if listed[0] in stood else 0
+    return listed == (stood[begin : begin + len(listed)] if answer.truncated else stood[begin:])

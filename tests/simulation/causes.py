@@ -39,6 +39,7 @@ class Causes(Evidence):
                     and not self._may_expire(change)
                 ):
                     self.violation(change.index, f"{job}: its lease has ended, {self._why}")
+                self._check_counted(change)
             case "take back":
                 self._check_take_back(change)
             case "requeue":
@@ -148,11 +149,41 @@ class Causes(Evidence):
                 renewed_at = max(renewed_at, delivery.arrived_at)
         return renewed_at
 
+    def _check_counted(self, change: Change) -> None:
+        """An attempt does not count of which the broker knows that nobody ever heard."""
+        if change.lease is None or change.lease.token is None:
+            return
+        begun = [each for each in self.of_job[change.job_id] if each.lease == change.lease]
+        epochs = {self.documents[each.index].text.epoch for each in (begun[0], change)}
+        if begun[0].kind != "claim" or len(epochs) > 1:
+            return
+        told = [
+            delivery
+            for delivery in self.arrived["claimJob", change.lease.worker_id]
+            if isinstance(delivery.answer, m.ClaimedJob)
+            and delivery.answer.lease_token == change.lease.token
+            and delivery.answer.job_id == change.job_id
+        ]
+        others = ("heartbeat", "failJob", "completeJob")
+        used = [
+            each
+            for operation in others
+            for each in self.arrived[operation, change.job_id]
+            if isinstance(each.request, m.LeasedJob) and holds(each.request, change.lease)
+        ]
+        if not told and not used:
+            self.violation(change.index, f"{change.job_id[:8]}: an attempt counts of which nobody was told")
+
     def _check_take_back(self, change: Change) -> None:
         """A claim does not count only if its answer has reached nobody, and nobody has used the lease."""
         assert change.lease is not None
         landing = self.documents[change.index].landing
         job = change.job_id[:8]
+        leased_at = next(
+            self.documents[each.index].landing.sent_at
+            for each in self.of_job[change.job_id]
+            if each.lease == change.lease
+        )
         told: list[Delivery] = []
         for delivery in self.arrived["claimJob", change.lease.worker_id]:
             answer = delivery.answer
@@ -171,11 +202,10 @@ class Causes(Evidence):
                 for delivery in self.arrived["claimJob", change.lease.worker_id]
                 if delivery.arrived_at is not None
                 and delivery.arrived_at <= landing.sent_at
-                and delivery.error is not None
-                and delivery.error.outcome == "unknown"
+                and (_given_up_at(delivery) or 0.0) >= leased_at - MOMENT
             ]
-            told = sorted(told, key=lambda delivery: delivery.answered_at or 0.0)[:1]  # any of them
-            lost = [delivery.answered_at for delivery in told if delivery.answered_at is not None]
+            told = sorted(told, key=lambda delivery: _given_up_at(delivery) or 0.0)[:1]  # any of them
+            lost = [given for delivery in told if (given := _given_up_at(delivery)) is not None]
         if not lost or len(lost) < len(told):
             self.violation(change.index, f"{job}: a claim was taken back whose answer was delivered")
             return
@@ -184,17 +214,18 @@ class Causes(Evidence):
         earliest = max(lost)
         if has_id:  # kept for a repeat, but not longer than it would have been kept otherwise
             expires_at = self._renewed_at(change) + self.history.heartbeat_timeout * part
-            earliest = min(max(lost) + UNCONFIRMED_TIMEOUT * part, expires_at)
+            earliest = min(earliest + UNCONFIRMED_TIMEOUT * part, expires_at)
         if landing.sent_at < earliest - MOMENT:
             self.violation(
-                change.index, f"{job}: a claim was taken back {landing.sent_at - max(lost):.3f} s after it"
+                change.index,
+                f"{job}: a claim was taken back {landing.sent_at - max(lost):.3f} s after it",
             )
 
     def check_claims(self) -> None:
-        """Each lease was asked for, each is given to one claim, and no token is ever used for two leases."""
+        """Each lease was asked for, each is given to one claim, and no token is ever used for two claims."""
         holders: dict[tuple[str, Lease], int] = {}
         unclear: dict[str, list[Delivery]] = defaultdict(list)
-        for delivery in self.history.deliveries:
+        for delivery in self.deliveries:
             if delivery.operation != "claimJob" or not isinstance(delivery.request, m.ClaimJob):
                 continue
             answer = delivery.answer
@@ -209,15 +240,15 @@ class Causes(Evidence):
                         )
             elif delivery.error is None or delivery.error.outcome == "unknown":
                 unclear[delivery.request.worker_id].append(delivery)
-        tokens: dict[str, tuple[str, Lease]] = {}
+        tokens: dict[str, tuple[int, str]] = {}
         for change in self.changes:
             if change.kind != "claim" or self.documents[change.index].landing.is_foreign:
                 continue
             assert change.lease is not None
             if change.lease.token is not None:
-                owner = tokens.setdefault(change.lease.token, (change.job_id, change.lease))
-                if owner != (change.job_id, change.lease):
-                    self.violation(change.index, f"the token {change.lease.token} is used for two leases")
+                claim = change.index, change.lease.worker_id
+                if tokens.setdefault(change.lease.token, claim) != claim:
+                    self.violation(change.index, f"the token {change.lease.token} is used for two claims")
             if (change.job_id, change.lease) in holders:
                 continue
             landing = self.documents[change.index].landing
@@ -263,6 +294,14 @@ class Causes(Evidence):
                     change.index, f"{change.job_id[:8]} was claimed before {job_id[:8]}, which is older"
                 )
                 return
+
+
+def _given_up_at(delivery: Delivery) -> float | None:
+    """When a broker ceased to have a claim's caller, not knowing whether there would be a lease."""
+    if delivery.hung_up_at is not None:
+        return delivery.hung_up_at
+    is_unclear = delivery.error is not None and delivery.error.outcome == "unknown"
+    return delivery.answered_at if is_unclear else None
 
 
 def told(job: JobText | None) -> str:

@@ -19,6 +19,7 @@ Wing): what holds for each job, placed in one common order, holds for all of the
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 from osqueue_client import models as m
@@ -62,10 +63,12 @@ class Checker(Causes, Answers):
             if not self.documents[change.index].landing.is_foreign:
                 self.check_change(change)
         self._check_submits()
-        for delivery in self.history.deliveries:
+        for delivery in self.deliveries:
             if delivery.answered_at is not None:
                 self.check_answer(delivery)
         self.check_claims()
+        self.check_waiting()
+        self._check_segments()
         self._check_callers()
         self._check_end()
         return self.violations
@@ -149,6 +152,35 @@ class Checker(Causes, Answers):
             if job.attempts > self.limit(job):
                 self.violation(new.index, f"{job_id[:8]} is in attempt {job.attempts}")
 
+    def _check_segments(self) -> None:
+        """What a document refers to is there, from its landing to that of the first one that does not."""
+        history = self.history
+        dropped_at: dict[str, float] = {}
+        names: list[str] = []
+        for document in self.documents:
+            for name in document.landing.missing:
+                self.violation(document.index, f"segment {name} is referred to, and is not in the store")
+            old, names = (
+                names,
+                [each.name for each in (*document.text.segments, *document.text.dead_segments)],
+            )
+            if len(set(names)) != len(names):
+                self.violation(document.index, "a segment is referred to twice")
+            dropped_at |= dict.fromkeys(set(old) - set(names), document.landing.at)
+            for name in set(names) & dropped_at.keys():
+                self.violation(document.index, f"segment {name} is referred to again")
+                del dropped_at[name]
+        self.violations += [f"the name of segment {name} is used again" for name in history.reused]
+        for deletion in history.deletions:
+            what = f"{deletion.at:.4f}: {deletion.by} deleted segment {deletion.name}"
+            if deletion.is_referred_to:
+                self.violations.append(f"{what}, which the document refers to")
+            if deletion.by == "fsck":
+                continue  # it begins a term first: nobody else's commit can land any more
+            kept = deletion.at - dropped_at.get(deletion.name, -math.inf)
+            if kept < history.retention * (1 - 2 * history.clock_error) - MOMENT:
+                self.violations.append(f"{what}, {kept:.3f} s after it was dropped")
+
     def _check_submits(self) -> None:
         """Each job was asked for, once; no acknowledged one is missing."""
         by_mark: dict[int, list[Change]] = defaultdict(list)
@@ -156,7 +188,7 @@ class Checker(Causes, Answers):
             if change.kind == "submit":
                 assert change.after is not None
                 by_mark[change.after.mark].append(change)
-        for call in self.history.calls:
+        for call in self.calls:
             if call.mark is None:
                 continue
             jobs = by_mark.pop(call.mark, [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -34,6 +36,8 @@ class JobText(Struct, rename="camel"):
     max_attempts: int | None = None
     worker_id: str | None = None
     lease: LeaseText | None = None
+    order: int | None = None
+    dead_number: int = 0
 
     @property
     def mark(self) -> int:
@@ -58,6 +62,26 @@ class TermText(Struct, rename="camel"):
     commit_id: str
 
 
+class SegmentText(Struct, rename="camel"):
+    """What a document says of a segment."""
+
+    name: str
+    jobs: int
+    gone: str = ""
+
+    @property
+    def gone_bits(self) -> int:
+        """Which of its jobs stand there no more, the first one's bit the lowest."""
+        return int.from_bytes(b64decode(self.gone), "little")
+
+
+class SegmentJobs(Struct):
+    """The object of a segment."""
+
+    segment: str
+    jobs: list[JobText]
+
+
 class DocumentText(Struct, rename="camel"):
     """A document. What is not here the checker does not look at."""
 
@@ -70,9 +94,12 @@ class DocumentText(Struct, rename="camel"):
     dead_total: int = 0
     jobs: list[JobText] = []
     dead_jobs: list[JobText] = []
+    segments: list[SegmentText] = []
+    dead_segments: list[SegmentText] = []
 
 
 _decoder = msgspec.json.Decoder(DocumentText)
+_segment_decoder = msgspec.json.Decoder(SegmentJobs)
 
 
 class Lease(NamedTuple):
@@ -122,17 +149,26 @@ class Change:
     after: JobText | None
     lease: Lease | None = None
     """The lease that was given or has ended."""
-    users: list[int] = field(default_factory=list)
-    """The numbers of the calls that were told that they did this."""
+    users: list[tuple[int, int]] = field(default_factory=list)
+    """The numbers of the calls, and of their entries, that were told that they did this."""
 
 
-def read_documents(landings: list[Landing]) -> list[Document]:
-    """Read all documents of a run. The first is an empty one that stands before all."""
+def read_documents(landings: list[Landing], segments: dict[str, bytes]) -> list[Document]:
+    """Read all documents of a run with the segments that they refer to. The first is an empty one, before all.
+
+    The jobs of a segment count as the document's own, as far as it does not say that they are gone.
+    """
+    contents = {name: _segment_decoder.decode(body).jobs for name, body in segments.items()}
     nothing = Landing(at=-1.0, version="", body=b"{}", writer="", sent_at=-1.0)
     documents = []
     leader = ""
     for index, landing in enumerate([nothing, *landings]):
         text = _decoder.decode(landing.body)
+        if text.segments:
+            text.jobs = sorted(text.jobs + _left_in(text.segments, contents), key=_order)
+        if text.dead_segments:
+            text.dead_jobs += _left_in(text.dead_segments, contents)
+            text.dead_jobs.sort(key=lambda dead: dead.dead_number)
         leader = leader if landing.is_foreign else landing.writer
         documents.append(
             Document(
@@ -145,6 +181,28 @@ def read_documents(landings: list[Landing]) -> list[Document]:
             )
         )
     return documents
+
+
+def segments_in(body: bytes) -> list[str]:
+    """Return the names of the segments that a document refers to."""
+    if b'egments":' not in body:
+        return []
+    text = _decoder.decode(body)
+    return [segment.name for segment in (*text.segments, *text.dead_segments)]
+
+
+def _left_in(segments: list[SegmentText], contents: dict[str, list[JobText]]) -> list[JobText]:
+    return [
+        job
+        for segment in segments
+        for gone in (segment.gone_bits,)
+        for place, job in enumerate(contents.get(segment.name, ()))
+        if not gone >> place & 1
+    ]
+
+
+def _order(job: JobText) -> float:
+    return math.inf if job.order is None else job.order
 
 
 def changes_between(old: Document, new: Document) -> list[Change]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from osqueue_client import models as m
 
 from .documents import Change, JobText, Lease, changes_between, read_documents
+from .entries import Singles
 from .history import Delivery, History
 
 MOMENT = 1e-3
@@ -20,7 +21,7 @@ class Evidence:
         self.history = history
         self.violations: list[str] = []
         self._why = ""
-        self.documents = read_documents(history.landings)
+        self.documents = read_documents(history.landings, history.segments)
         self.times = [document.landing.at for document in self.documents]
         self.changes: list[Change] = []
         self.of_job: dict[str, list[Change]] = defaultdict(list)
@@ -30,15 +31,18 @@ class Evidence:
                 self.changes.append(change)
                 self.of_job[change.job_id].append(change)
                 self.in_commit[new.index].append(change)
+        singles = Singles(history)
+        self.calls = singles.calls
+        self.deliveries = singles.deliveries
         self.arrived: dict[tuple[str, str], list[Delivery]] = defaultdict(list)
         """Deliveries by operation and job id; claims by worker id."""
-        for delivery in history.deliveries:
+        for delivery in self.deliveries:
             request = delivery.request
             if isinstance(request, m.LeasedJob | m.DeadJobRef):
                 self.arrived[delivery.operation, request.job_id].append(delivery)
             elif isinstance(request, m.ClaimJob):
                 self.arrived[delivery.operation, request.worker_id].append(delivery)
-        self._used: set[int] = set()
+        self._used: set[tuple[int, int]] = set()
         """Deliveries, and calls with an id, that have had their one effect."""
 
     def violation(self, index: int | None, text: str) -> None:
@@ -48,9 +52,9 @@ class Evidence:
     def limit(self, job: JobText) -> int:
         return self.history.max_attempts if job.max_attempts is None else max(job.max_attempts, 1)
 
-    def key_of(self, delivery: Delivery) -> int:
+    def key_of(self, delivery: Delivery) -> tuple[int, int]:
         has_id = getattr(delivery.request, "request_id", None) is not None
-        return delivery.call.number if has_id else -1 - id(delivery)
+        return (delivery.call.number, delivery.call.entry) if has_id else (-1 - id(delivery), 0)
 
 
 def holds(request: m.LeasedJob, lease: Lease) -> bool:

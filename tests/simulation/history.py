@@ -23,6 +23,20 @@ class Landing:
     """When this very body was sent first, by whoever sent it."""
     is_foreign: bool = False
     """Written by a broker that knows no terms."""
+    missing: tuple[str, ...] = ()
+    """Segments that it refers to, of which there was no object at that moment."""
+
+
+@dataclass(slots=True)
+class Deletion:
+    """An object of a segment that the store deleted."""
+
+    at: float
+    name: str
+    by: str
+    """The process that asked for it, perhaps long ago."""
+    is_referred_to: bool
+    """By the document that stood at that moment."""
 
 
 @dataclass(slots=True)
@@ -34,6 +48,8 @@ class Call:
     operation: str
     request: Model
     began_at: float
+    entry: int = 0
+    """Which entry of a batch."""
     mark: int | None = None
     """Of a submit: the number in its payload. Of no other."""
     ended_at: float | None = None
@@ -71,6 +87,8 @@ class Delivery:
     error: OsqueueError | None = None
     undelivered_at: float | None = None
     """When the broker learnt that its answer has reached nobody."""
+    hung_up_at: float | None = None
+    """When the broker learnt, before it had answered, that nobody waits for it."""
     address: str = ""
     """The advertised address of the broker."""
 
@@ -91,7 +109,16 @@ class History:
     """The same for one whose port refuses."""
     ports: dict[str, list[list[float]]] = field(default_factory=dict)
     """By address, from when to when its port was open."""
+    retention: float = 3600.0
+    """Seconds for which the object of a segment is kept after the document has ceased to refer to it."""
+    taken_within: int = 2
+    """Commits with which a request is taken at the latest."""
     landings: list[Landing] = field(default_factory=list)
+    segments: dict[str, bytes] = field(default_factory=dict)
+    """The object of each segment that there ever was, by its name."""
+    reused: list[str] = field(default_factory=list)
+    """Names of segments that were given to a second object, with other jobs."""
+    deletions: list[Deletion] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     pauses: dict[str, list[tuple[float, float]]] = field(default_factory=dict)

@@ -48,7 +48,13 @@ class Node:
         """Begin something in this process."""
         context = Context()
         context.run(NODE.set, self)
-        return self.loop.create_task(work, name=name, context=context)
+        task = self.loop.create_task(work, name=name, context=context)
+        task.add_done_callback(self._note_fault, context=WORLD)
+        return task
+
+    def _note_fault(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.faults.append(f"{self.name}: {task.get_name()} ended in {task.exception()!r}")
 
     def kill(self) -> None:
         """End it as `kill -9` does."""

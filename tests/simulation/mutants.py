@@ -43,7 +43,7 @@ MUTANTS: Final = (
         "        self._answer(applied)\n"
         "        superseded_by = await self._write(broker=leader)\n"
         "        has_landed = superseded_by is None or superseded_by.holds_ours\n",
-        25,
+        50,
     ),
     Mutant(
         "retry a conflict blindly",
@@ -53,7 +53,7 @@ MUTANTS: Final = (
         "            if found is not None:\n"
         "                return Landed(await self._storage.write(self._key, body, found.version))\n"
         "            end = await self._resolve(body, commit, expected_version)\n            if end is None:\n",
-        25,
+        50,
     ),
     Mutant(
         "go on over a foreign epoch",
@@ -61,7 +61,7 @@ MUTANTS: Final = (
         "        end: Term | StoredObject = found\n",
         "        old = self._term\n"
         "        end: Term | StoredObject = Term(old.state, old.header, found.version, old.sent_at, old.body)\n",
-        25,
+        50,
     ),
     Mutant(
         "depose the one who deposed us",
@@ -75,7 +75,7 @@ MUTANTS: Final = (
         f"{BROKER}/document_writer.py",
         "        if found.body == body:\n            return Landed(found.version)\n",
         "        if found.body == body:\n            return Superseded(found, False)\n",
-        25,
+        50,
     ),
     Mutant(
         "skip the re-read after a timeout, and give the write up",
@@ -135,7 +135,7 @@ MUTANTS: Final = (
         "        for job in [job for job in state.jobs if job.status == 'in_progress']:\n"
         "            state.release(job)\n"
         "        bury_exhausted(state, now)\n",
-        25,
+        50,
     ),
     Mutant(
         "expire leases right after a takeover",
@@ -156,14 +156,14 @@ MUTANTS: Final = (
         f"{BROKER}/queue/terms.py",
         "        stamp = Stamp(self.stamp.epoch, self.stamp.seq + 1, commit_id)\n",
         "        stamp = Stamp(self.stamp.epoch, self.stamp.seq, commit_id)\n",
-        25,
+        50,
     ),
     Mutant(
         "begin a term in the old epoch",
         f"{BROKER}/queue/terms.py",
         "        stamp = Stamp(old.epoch + 1, old.seq + 1, commit_id) if old else Stamp(1, 1, commit_id)\n",
         "        stamp = Stamp(old.epoch, old.seq + 1, commit_id) if old else Stamp(1, 1, commit_id)\n",
-        25,
+        50,
     ),
     Mutant(
         "answer what changes nothing however old the last commit is",
@@ -208,14 +208,14 @@ MUTANTS: Final = (
         f"{BROKER}/watching.py",
         "        return self.silent_for >= self.patience\n",
         "        return self.silent_for >= 0.5 * self.patience\n",
-        25,
+        50,
     ),
     Mutant(
         "forget what was answered to requests with an id",
         f"{BROKER}/queue/once.py",
         "        sessions.remember(session, id.number, _remembered(id.number, answer))\n",
         "        pass\n",
-        25,
+        50,
     ),
     Mutant(
         "forget the sessions at takeover",
@@ -236,14 +236,14 @@ MUTANTS: Final = (
         f"{CLIENT}/calls.py",
         "        if tries.place is None:\n",
         "        if True:\n",
-        25,
+        50,
     ),
     Mutant(
         "repeat to a broker that would do it again",
         f"{CLIENT}/calls.py",
-        "        if not tries.knows_ids:\n            return request\n",
-        "        return request\n",
-        25,
+        "        if tries.knows_ids and tries.is_change:\n",
+        "        if False:\n",
+        50,
     ),
     Mutant(
         "count a claim that nobody heard of",
@@ -271,7 +271,7 @@ MUTANTS: Final = (
         f"{BROKER}/queue/state.py",
         "job.position < oldest.position",
         "job.position > oldest.position",
-        25,
+        50,
     ),
     Mutant(
         "try a job once more than allowed",
@@ -279,6 +279,181 @@ MUTANTS: Final = (
         "        return max(limit - job.attempts, 0)\n",
         "        return max(limit + 1 - job.attempts, 0)\n",
         50,
+    ),
+    Mutant(
+        "refer to a segment before its object is there",
+        f"{BROKER}/segment_keeper.py",
+        "        await self._store.create(plan.name, plan.body)\n"
+        "        self._put(Mutation(SEAL, Seal(name=plan.name)))\n",
+        "        self._put(Mutation(SEAL, Seal(name=plan.name)))\n"
+        "        await self._store.create(plan.name, plan.body)\n",
+        50,
+    ),
+    Mutant(
+        "collect a segment at once",
+        f"{BROKER}/segment_keeper.py",
+        "        at = self._clock.monotonic() + self._retention\n",
+        "        at = self._clock.monotonic()\n",
+        50,
+    ),
+    Mutant(
+        "collect what a commit drops before it has landed",
+        f"{BROKER}/commit_loop.py",
+        "        match await self._writer.replace(body, header.stamp, term.version):\n",
+        "        self._segments.after_commit(header, len(body))\n"
+        "        match await self._writer.replace(body, header.stamp, term.version):\n",
+        100,
+    ),
+    Mutant(
+        "collect segments of older terms that are still referred to",
+        f"{BROKER}/segment_keeper.py",
+        " and name not in referred\n",
+        "\n",
+        50,
+    ),
+    Mutant(
+        "give a segment the name of another one",
+        f"{BROKER}/segment_keeper.py",
+        'return f"{self._epoch}-{seq}-{self._clock.new_id()[-12:]}"',
+        'return f"1-{seq % 4}-{len(self._state.plans)}"',
+        50,
+    ),
+    Mutant(
+        "do not read the segments at a takeover",
+        f"{BROKER}/queue/document.py",
+        "        for segment in lists.segments:\n",
+        "        for segment in lists.segments[1:]:\n",
+        50,
+    ),
+    Mutant(
+        "do not write the segments of dead jobs",
+        f"{BROKER}/queue/document.py",
+        "    if len(state.dead_segments):\n",
+        "    if len(state.dead_segments) > 1:\n",
+        50,
+    ),
+    Mutant(
+        "forget at a takeover what has left a segment",
+        f"{BROKER}/queue/segment.py",
+        "bytearray(b64decode(known.gone).ljust(",
+        "bytearray(b64decode('').ljust(",
+        50,
+    ),
+    Mutant(
+        "do not write what has left a segment",
+        f"{BROKER}/queue/segment.py",
+        "                del self.types[type]\n        self._text = None\n",
+        "                del self.types[type]\n",
+        50,
+    ),
+    Mutant(
+        "leave in a new segment what was claimed while it was made",
+        f"{BROKER}/queue/sealing.py",
+        "            segment.take(place, _type_of(job))\n",
+        "            pass\n",
+        50,
+    ),
+    Mutant(
+        "claim from the document though an older job stands in a segment",
+        f"{BROKER}/queue/state.py",
+        "        if not len(self.segments):\n            return job\n",
+        "        if job is not None or not len(self.segments):\n            return job\n",
+        50,
+    ),
+    Mutant(
+        "take the jobs of the document for younger than those of segments",
+        f"{BROKER}/queue/document.py",
+        "        if job.position <= NOWHERE or job.position in taken:\n",
+        "        if True:\n",
+        50,
+    ),
+    Mutant(
+        "answer a waiting claim before the commit",
+        f"{BROKER}/commit_loop.py",
+        "        self._inbox.take_late(claim for claim, _ in applied.late)\n",
+        "        self._inbox.take_late(claim for claim, _ in applied.late)\n"
+        "        self._inbox.answer_late(applied)\n",
+        50,
+    ),
+    Mutant(
+        "strand the job of a waiting claim that was given up",
+        f"{BROKER}/inbox.py",
+        "            elif waiting is None or not waiting.give(outcome):\n"
+        "                self._take_back(mutation.request, outcome)\n",
+        "            elif waiting is None or not waiting.give(outcome):\n                pass\n",
+        300,
+    ),
+    Mutant(
+        "do not wake waiting claims for a job that is released",
+        f"{BROKER}/queue/state.py",
+        "        self._ready.add(job)\n        self._offered.add(job.type)\n",
+        "        self._ready.add(job)\n        job.attempts or self._offered.add(job.type)\n",
+        50,
+    ),
+    Mutant(
+        "give a job to a claim whose wait was given up",
+        f"{BROKER}/inbox.py",
+        "            self._withdrawn.append(new_id)\n            if held.is_over:",
+        "            if not held.is_over:\n"
+        "                self._withdrawn.append(new_id)\n"
+        "            if held.is_over:",
+        300,
+    ),
+    Mutant(
+        "end a wait too soon",
+        f"{BROKER}/inbox.py",
+        "            waiting.waits_until += wait\n",
+        "            waiting.waits_until += 0.5 * wait\n",
+        50,
+    ),
+    Mutant(
+        "do a batch of submits again for its repeat",
+        f"{BROKER}/queue/once.py",
+        "            return submits.submitted(request, job_id, added)\n",
+        "            return None\n",
+        50,
+    ),
+    Mutant(
+        "tell a repeat that fewer jobs of a batch were added",
+        f"{BROKER}/queue/once.py",
+        "            return Remembered(number, results[0].job_id, added=added)\n",
+        "            return Remembered(number, results[0].job_id, added=(added + 1) // 2)\n",
+        50,
+    ),
+    Mutant(
+        "answer a batch that is half done as done",
+        f"{BROKER}/queue/leases.py",
+        "            models.LeasedEntry(error=entry_error(each)) if isinstance(each, OsqueueError) else _DONE_ENTRY\n",
+        "            _DONE_ENTRY\n",
+        50,
+    ),
+    Mutant(
+        "remember of a batch that all of it was done",
+        f"{BROKER}/queue/once.py",
+        "            return Remembered(number, refused=leases.refused(answer))\n",
+        "            return Remembered(number, refused=())\n",
+        300,
+    ),
+    Mutant(
+        "complete a batch without token check",
+        f"{BROKER}/queue/leases.py",
+        "_leased(state, lease.job_id, request.worker_id, lease.lease_token))",
+        "_leased(state, lease.job_id, request.worker_id, None))",
+        300,
+    ),
+    Mutant(
+        "claim more than was asked for",
+        f"{BROKER}/queue/claims.py",
+        "    while len(jobs) < (request.limit or 1) and size < ANSWER_BYTES:\n",
+        "    while len(jobs) < (request.limit or 1) + 1 and size < ANSWER_BYTES:\n",
+        300,
+    ),
+    Mutant(
+        "repair beside a live leader",
+        f"{BROKER}/fsck_run.py",
+        "        await self._require_nobody_leads(found)\n",
+        "",
+        300,
     ),
 )
 

@@ -58,6 +58,9 @@ class _Sent:
     body: bytes
     delivery: Delivery
     answer: asyncio.Future[tuple[Kind, Any]]
+    sender: str = ""
+    serving: asyncio.Task[None] | None = None
+    """At the broker, while it is served there."""
     is_cut_off: bool = False
     """Whether the broker's side knows that the connection is gone."""
     drops_answer: bool = False
@@ -124,6 +127,30 @@ class Network:
                     if self.world.chance(0.8):
                         self._tell(sent, "unknown", "the connection was reset")
 
+    def client_killed(self, node: Node) -> None:
+        """Let the brokers hear that a client's process has ended with all its connections."""
+        for listener in self.listeners.values():
+            for sent in listener.under_way.values():
+                if sent.sender == node.name and self.world.chance(0.8):  # else its machine is gone, too
+                    self.world.loop.after(self.world.network_latency, self.cut_off, sent)
+
+    def cut_off(self, sent: _Sent) -> None:
+        """Have the broker's side know that nobody waits for an answer any more, now or when it answers."""
+        sent.is_cut_off = True
+        if sent.serving is not None and self.world.chance(0.7):
+            sent.serving.cancel()
+
+    def _hang_up(self, listener: Listener) -> None:
+        """At times have who waits for a job hang up, just when one comes."""
+        if not self.world.chance(self.world.network_rates.lost_answer):
+            return
+        for sent in listener.under_way.values():
+            if getattr(sent.delivery.request, "wait", None):
+                delay = self.world.between(0, 4 * self.world.store_latency)
+                sent.drops_answer = True
+                self.world.loop.after(delay, self.cut_off, sent)
+                self.world.loop.after(delay, _settle, sent, "unknown", "the connection was reset")
+
     def reach(self, sender: str, address: str) -> str:
         """Return what a connect meets: `refused`, `reached`, or `silent`."""
         if (sender, address) in self.cut:
@@ -158,7 +185,7 @@ class Network:
                 if world.chance(0.5):  # the client hears of it, the broker may
                     reset_at = there + world.between(0, 4 * world.store_latency)
                     world.loop.after(reset_at, _settle, sent, "unknown", "the connection was reset")
-                    world.loop.after(reset_at + there, _cut_off, sent)
+                    world.loop.after(reset_at + there, self.cut_off, sent)
             case "late":
                 self._tell(sent, "unknown", "the connection was reset")
                 there += world.between(0.5, 20)
@@ -197,10 +224,12 @@ class Network:
         if listener is None or listener.node.is_dead:
             self._tell(sent, "unknown", "the connection was reset")
             return
+        if sent.operation.name in ("submitJob", "submitJobs") and not self.world.is_calm:
+            self._hang_up(listener)
         self._numbers += 1
         number = self._numbers
         listener.under_way[number] = sent
-        listener.node.spawn(self._serve(listener, number, sent), "serve")
+        sent.serving = listener.node.spawn(self._serve(listener, number, sent), "serve")
 
     async def _serve(self, listener: Listener, number: int, sent: _Sent) -> None:
         """Be the broker's side of one request. The text of request and answer is what travels."""
@@ -219,6 +248,13 @@ class Network:
         except OsqueueError as error:
             kind, text = "error", json.dumps(wire_fields(error)).encode()
             delivery.error = error
+        except asyncio.CancelledError:
+            delivery.hung_up_at = world.loop.now
+            world.trace(listener.node.name, f"{operation.name} of {sent.sender}: hung up")
+            listener.under_way.pop(number, None)
+            raise
+        finally:
+            sent.serving = None
         delivery.answer, delivery.answered_at = answer, world.loop.now
         del listener.under_way[number]
         if sent.is_cut_off and answer is not None:
@@ -247,7 +283,7 @@ class SimTransport:
         call = CALL.get()
         delivery = Delivery(call, operation.name, request, "", loop.now)
         call.deliveries.append(delivery)
-        sent = _Sent(operation, wire_json.encode(request), delivery, loop.create_future())
+        sent = _Sent(operation, wire_json.encode(request), delivery, loop.create_future(), self._node.name)
         self._network.send(self._node.name, self._address, sent)
         try:
             kind, what = await sent.answer
@@ -255,7 +291,7 @@ class SimTransport:
             delay = self._network.world.latency(
                 self._network.world.network_latency, self._network.world.network_rates
             )
-            loop.after(delay, _cut_off, sent)
+            loop.after(delay, self._network.cut_off, sent)
             raise
         if kind == "answer":
             return wire_json.decode_response(operation, what)
@@ -274,11 +310,7 @@ def _again(sent: _Sent) -> _Sent:
     old.call.was_doubled = True
     delivery = Delivery(old.call, old.operation, old.request, "", old.sent_at)
     old.call.deliveries.append(delivery)
-    return _Sent(sent.operation, sent.body, delivery, sent.answer, drops_answer=True)
-
-
-def _cut_off(sent: _Sent) -> None:
-    sent.is_cut_off = True
+    return _Sent(sent.operation, sent.body, delivery, sent.answer, sent.sender, drops_answer=True)
 
 
 def _settle(sent: _Sent, kind: Kind, what: object) -> None:

@@ -7,22 +7,24 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from msgspec import Raw
-
+from osqueue_broker.fsck_run import Fsck
 from osqueue_client import BrokerLeadershipError, OsqueueClient, OsqueueError, TransportConnectionError
 from osqueue_client import models as m
 from osqueue_client import operations as ops
 from osqueue_client.chance import Chance
+from osqueue_client.features import BATCH
+from osqueue_client.joining import Joining
 from osqueue_client.models import Model
 from osqueue_client.operations import Operation
 from osqueue_worker import Worker
 from osqueue_worker.chance import Chance as WorkerChance
 
+from .entries import mark_of
 from .history import Call
 from .loop import Node
 from .network import CALL, Network, SimTransport
 from .store import SimStore, StoreView
-from .world import World
+from .world import Clock, World
 
 TYPES: Final = ("a", "b")
 
@@ -38,14 +40,32 @@ class Recorded:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def call(self, operation: Operation[Any, Any], request: Model, timeout: float | None = None) -> Any:
+    async def connect(self) -> None:
+        """Learn through the client what the broker knows."""
+        await recorded(self._world, self._node, ops.GET_STATS.name, m.Empty(), self._inner.connect)
+
+    async def call(
+        self, operation: Operation[Any, Any], request: Model, timeout: float | None = None, **needs: Any
+    ) -> Any:
         """Ask through the client."""
         return await recorded(
             self._world,
             self._node,
             operation.name,
             request,
-            lambda: self._inner.call(operation, request, timeout),
+            lambda: self._inner.call(operation, request, timeout, **needs),
+        )
+
+    async def send(
+        self, operation: Operation[Any, Any], request: Model, timeout: float | None = None, **needs: Any
+    ) -> Any:
+        """Ask through the client: a request that was checked, of joined calls for one."""
+        return await recorded(
+            self._world,
+            self._node,
+            operation.name,
+            request,
+            lambda: self._inner.send(operation, request, timeout, **needs),
         )
 
 
@@ -54,9 +74,7 @@ async def recorded(
 ) -> Any:
     """Do a call, and note it."""
     history = world.history
-    call = Call(len(history.calls), node.name, operation, request, world.loop.now)
-    if isinstance(request, m.SubmitJob):
-        call.mark = int(bytes(request.payload)) if isinstance(request.payload, Raw) else None
+    call = Call(len(history.calls), node.name, operation, request, world.loop.now, mark=mark_of(request))
     history.calls.append(call)
     before = CALL.set(call)
     try:
@@ -84,7 +102,8 @@ def client_of(
         timeout=timeout,
         _chance=Chance(session_id=lambda: world.new_id()[:16], jitter=world.random.random, slept=lambda: 0.0),
     )
-    client._calls = Recorded(world, node, client._calls)  # type: ignore[assignment]  # it does what that does
+    client._calls = calls = Recorded(world, node, client._calls)  # type: ignore[assignment]  # it does what that does
+    client._joining = Joining(calls)  # type: ignore[arg-type]
     return client
 
 
@@ -100,13 +119,18 @@ class Marks:
         return self.last
 
 
-async def produce(world: World, client: OsqueueClient, marks: Marks, *, until: float, pause: float) -> None:
-    """Submit jobs one after the other, in bursts at times."""
+async def produce(
+    world: World, client: OsqueueClient, marks: Marks, *, until: float, pause: float, most: int
+) -> None:
+    """Submit jobs one after the other, in bursts at times, and up to `most` in one call."""
     while world.loop.now < until:
-        burst = world.random.choice((1, 1, 1, 3))
-        async with asyncio.TaskGroup() as group:
-            for _ in range(burst):
-                group.create_task(_submit(world, client, marks.next()))
+        burst = world.random.choice((1, 1, 1, 3, most))
+        if burst == most:
+            await _submit_many(world, client, [marks.next() for _ in range(world.random.randint(1, most))])
+        else:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(burst):
+                    group.create_task(_submit(world, client, marks.next()))
         await asyncio.sleep(world.between(0, 2 * pause))
 
 
@@ -115,6 +139,13 @@ async def _submit(world: World, client: OsqueueClient, mark: int) -> None:
     limit = world.random.choice((None, None, None, 1, 2))
     with contextlib.suppress(OsqueueError):  # noted, and judged by the checker
         await client.submit_job(type, mark, max_attempts=limit)
+
+
+async def _submit_many(world: World, client: OsqueueClient, marks: list[int]) -> None:
+    limit = world.random.choice((None, None, None, 1, 2))
+    jobs = [(world.random.choice((*TYPES, *TYPES, None)), mark) for mark in marks]
+    with contextlib.suppress(OsqueueError):
+        await client.submit_jobs(jobs, max_attempts=limit)
 
 
 async def administer(world: World, client: OsqueueClient, *, until: float, pause: float) -> None:
@@ -128,7 +159,10 @@ async def administer(world: World, client: OsqueueClient, *, until: float, pause
                 case 0:
                     await client.get_stats()
                 case 1:
-                    await client.list_jobs()
+                    found = await client.list_jobs(limit=world.random.choice((None, 5)))
+                    if found.next_cursor:
+                        type = world.random.choice((None, "a", ""))
+                        await client.list_jobs(limit=3, cursor=found.next_cursor, type=type)
                 case _:
                     dead = await client.list_dead()
                     if dead.jobs and not world.is_calm:
@@ -203,7 +237,7 @@ async def work_without_ids(
     """Claim and complete; stall beyond the lease at times, and come back with what is stale by then."""
     timeout = world.history.heartbeat_timeout
     while True:
-        await asyncio.sleep(world.between(0.2, 3))
+        await asyncio.sleep(world.between(0.2, 0.6 if world.is_calm else 3))
         try:
             job = await client.ask(ops.CLAIM_JOB, m.ClaimJob(worker_id=worker_id, types=types or None))
             if not job.job_id:
@@ -231,16 +265,78 @@ async def work_without_ids(
             continue
 
 
+class OwnClient:
+    """The real client, asked as an old one is: its requests have ids."""
+
+    def __init__(self, client: OsqueueClient) -> None:
+        self._calls = client._calls
+
+    async def ask(self, operation: Operation[Any, Any], request: Model) -> Any:
+        """Ask until there is an answer."""
+        return await self._calls.call(operation, request, needs=BATCH)
+
+
+async def work_in_batches(world: World, client: OldClient | OwnClient, worker_id: str) -> None:
+    """Claim some at once, wait for them at times; keep and complete them together, with stale ones among them."""
+    timeout = world.history.heartbeat_timeout
+    stale: list[m.Lease] = []
+    while True:
+        await asyncio.sleep(world.between(0.1, 0.5 if world.is_calm else 3))
+        limit, wait = world.random.choice((1, 2, 3)), world.random.choice((None, 1.5, 4.0))
+        try:
+            claimed = await client.ask(
+                ops.CLAIM_JOBS, m.ClaimJobs(worker_id=worker_id, limit=limit, wait=wait)
+            )
+            held = [m.Lease(job_id=job.job_id, lease_token=job.lease_token) for job in claimed.jobs]
+            leases = tuple(held + stale[-2:])
+            if not leases:
+                continue
+            if not world.is_calm and world.chance(0.3):
+                await asyncio.sleep(timeout * world.between(0.5, 1.6))
+                await client.ask(ops.HEARTBEAT_JOBS, m.LeasedJobs(worker_id=worker_id, jobs=leases))
+            else:
+                await asyncio.sleep(world.between(0, 1))
+            if world.chance(0.2):
+                leases += leases[:1]
+            stale = held
+            await client.ask(ops.COMPLETE_JOBS, m.LeasedChanges(worker_id=worker_id, jobs=leases))
+        except OsqueueError:
+            continue
+
+
+async def check_files(
+    world: World, node: Node, store: SimStore, broker_timeout: float, *, until: float, pause: float
+) -> None:
+    """Be the person who runs `osqueue-broker fsck --repair` now and then, whoever leads."""
+    while world.loop.now < until:
+        await asyncio.sleep(world.between(0, 2 * pause))
+        clock = Clock(world, node)
+        fsck = Fsck(StoreView(store, node.name), clock, heartbeat_timeout=broker_timeout)
+        try:
+            report = await fsck.repair(delete_garbage=True)
+            world.trace(node.name, f"repaired {len(report.mended)}, deleted {len(report.deleted)}")
+            if report.mended:
+                world.loop.faults.append(f"fsck found something to mend: {report.mended[0]}")
+        except OsqueueError as error:
+            world.trace(node.name, f"fsck: {type(error).__name__}: {error}")
+
+
 def _shown(request: Model) -> str:
     match request:
         case m.SubmitJob():
-            return bytes(request.payload).decode() if isinstance(request.payload, Raw) else ""
+            return str(mark_of(request))
         case m.ClaimJob():
             return f"{request.worker_id} {','.join(request.types or ())}"
         case m.LeasedJob():
             return f"{request.job_id[:8]} {request.worker_id}"
         case m.DeadJobRef():
             return request.job_id[:8]
+        case m.SubmitJobs():
+            return ",".join(str(mark_of(job)) for job in request.jobs)
+        case m.ClaimJobs():
+            return f"{request.limit} {request.worker_id} {','.join(request.types or ())}"
+        case m.LeasedJobs():
+            return f"{','.join(lease.job_id[:8] for lease in request.jobs)} {request.worker_id}"
     return ""
 
 
@@ -255,4 +351,13 @@ def _outcome(call: Call) -> str:
             return f"{answer.job_id[:8]} attempt {answer.attempt}" if answer.job_id else "nothing"
         case m.QueueStats():
             return f"total {answer.total}"
+        case m.JobsSubmitted():
+            return ",".join((result.job_id or "refused")[:8] for result in answer.results)
+        case m.ClaimedJobs():
+            return (
+                ",".join(f"{(job.job_id or '')[:8]} attempt {job.attempt}" for job in answer.jobs)
+                or "nothing"
+            )
+        case m.LeasedResults():
+            return ",".join("done" if result.error is None else "refused" for result in answer.results)
     return type(answer).__name__

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from osqueue_broker import BrokerSettings
@@ -20,7 +22,19 @@ from .foreign import ForeignBroker
 from .history import History
 from .loop import Node
 from .network import Network
-from .programs import TYPES, Marks, OldClient, administer, client_of, produce, work, work_without_ids
+from .programs import (
+    TYPES,
+    Marks,
+    OldClient,
+    OwnClient,
+    administer,
+    check_files,
+    client_of,
+    produce,
+    work,
+    work_in_batches,
+    work_without_ids,
+)
 from .store import SimStore, StoreView
 from .world import Rates, World
 
@@ -40,6 +54,8 @@ class Plan:
     is_sparse: bool
     """Whether the clients ask so seldom that their sessions are given up meanwhile."""
     ends_in_deletion: bool
+    is_deep: bool
+    """Whether segments are made of a few jobs already."""
 
 
 class Run:
@@ -59,6 +75,7 @@ class Run:
             harshness=chance.choice((0.3, 1.0, 2.0)),
             is_sparse=(is_sparse := chance.random() < 0.03),
             ends_in_deletion=chance.random() < 0.1,
+            is_deep=(is_deep := chance.random() < 0.5),
             seconds=250.0 if is_sparse else chance.choice((15.0, 25.0, 40.0)),
         )
         interval = chance.choice((0.5, 1.0, 3.0))
@@ -71,8 +88,12 @@ class Run:
             request_timeout=chance.choice((2.0, 10.0, 10.0)),
             max_pending=3 if chance.random() < 0.1 else 10_000,
             probe_storage=False,
+            segment_threshold=chance.randint(1500, 6000) if is_deep else 1024 * 1024,
+            segment_retention=chance.choice((0.5, 3.0, 15.0, 15.0)),
         )
         history = world.history
+        history.retention = settings.segment_retention
+        history.taken_within = 8 if is_deep else 2  # a batch holds no more than segments can be made of
         history.heartbeat_timeout = settings.heartbeat_timeout
         history.max_attempts = settings.max_attempts
         history.broker_timeout = settings.broker_heartbeat_timeout
@@ -124,10 +145,14 @@ class Run:
         for number in range(plan.workers):
             self._start_worker(f"w{number + 1}", TYPES if number == 0 else self._some_types())
         self._start_old("o1", keeps_token=world.chance(0.5))
+        if world.chance(0.6):
+            self._start_batches()
         for name in world.random.choice((("o2",), ("o2", "o2'"))):  # two that have one id, by mistake
             self._start_old(name, worker_id="o2", keeps_token=True)
         if plan.has_foreign:
             self._start_foreign()
+        if plan.is_deep and world.chance(0.3):
+            self._start_fsck()
         self._set_rates()
         while world.loop.now < plan.seconds:
             await asyncio.sleep(world.between(0.5, 5) * (6 if plan.is_sparse else 1))
@@ -141,7 +166,17 @@ class Run:
         node = world.new_node(name)
         client = self._client(node)
         pause = world.between(10, 70) if self.plan.is_sparse else world.between(0.3, 2.5)
-        node.spawn(produce(world, client, self.marks, until=self.plan.seconds, pause=pause), name)
+        node.spawn(
+            produce(
+                world,
+                client,
+                self.marks,
+                until=self.plan.seconds,
+                pause=pause,
+                most=15 if self.plan.is_deep else 5,
+            ),
+            name,
+        )
         if name == "p1":
             boss = world.new_node("admin")
             node.spawn(administer(world, self._client(boss), until=self.plan.seconds, pause=1.5), "admin")
@@ -175,6 +210,22 @@ class Run:
         world.history.worker_types[worker_id] = ()
         client = OldClient(world, self.network, node, self.urls)
         node.spawn(work_without_ids(world, client, worker_id, keeps_token=keeps_token), name)
+
+    def _start_batches(self) -> None:
+        world = self.world
+        name = world.random.choice(("o3", "x3"))
+        node = world.new_node(name)
+        world.history.worker_types[name] = ()
+        client = (
+            OldClient(world, self.network, node, self.urls) if name == "o3" else OwnClient(self._client(node))
+        )
+        node.spawn(work_in_batches(world, client, name), name)
+
+    def _start_fsck(self) -> None:
+        node = self.world.new_node("fsck")
+        timeout = self.settings.broker_heartbeat_timeout
+        until, pause = self.plan.seconds, self.world.between(2, 8)
+        node.spawn(check_files(self.world, node, self.store, timeout, until=until, pause=pause), "fsck")
 
     def _start_foreign(self) -> None:
         world = self.world
@@ -308,6 +359,7 @@ class Run:
             return
         world.trace(node.name, "is killed")
         node.kill()
+        self.network.client_killed(node)
         types = world.history.worker_types[worker_id]
         world.loop.after(world.between(0, 10), self._start_worker, worker_id, types)
 
@@ -358,7 +410,7 @@ class Run:
             return False
         document = json.loads(found.body)
         leads = any(broker.address == document["broker"] for broker in self.brokers)
-        return leads and not document["jobs"]
+        return leads and not document["jobs"] and not document.get("segments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +443,23 @@ class Verdict:
         return lines[max(end - 60, 0) : end]
 
 
+@contextlib.contextmanager
+def _failures_noted(world: World) -> Iterator[None]:
+    """Take it for a fault if a task beside the commit loop ends in an error, of which only the log tells."""
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "segments_failed":
+            world.loop.faults.append(f"segments_failed: {record.exc_info and record.exc_info[1]!r}")
+        return False
+
+    logger = logging.getLogger("osqueue.broker.segments")
+    logger.addFilter(note)
+    try:
+        yield
+    finally:
+        logger.removeFilter(note)
+
+
 _KEPT: list[Run] = []
 """What was run: coroutines that are collected run their `finally` blocks, in a loop that is no more."""
 
@@ -400,11 +469,13 @@ def run_seed(seed: int, *, distrust: bool = False) -> Verdict:
 
     `distrust` takes the third commit for a violation.
     """
-    logging.disable(logging.CRITICAL)
+    logging.disable(logging.WARNING)
+    logging.getLogger().addHandler(logging.NullHandler())
     gc.disable()
     run = Run(seed)
     _KEPT.append(run)
-    history = run.run()
+    with _failures_noted(run.world):
+        history = run.run()
     violations = check(history)
     if distrust:
         violations.append(f"#3 at {history.landings[3].at:.4f}: not trusted")

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from osqueue_broker.settings import SEGMENTS_PREFIX
 from osqueue_storage import CASConflictError, StorageBackendError, StoredObject
 
-from .history import Landing
+from .documents import segments_in
+from .history import Deletion, Landing
 from .loop import NODE
 from .world import World
 
@@ -82,9 +84,40 @@ class SimStore:
         if key == KEY:
             now = self.world.loop.now
             sent_at = self._first_sent.get(body, now)
-            history.landings.append(Landing(now, version, body, writer, sent_at, is_foreign))
+            names = segments_in(body)
+            missing = tuple(name for name in names if key_of(name) not in self._objects)
+            history.landings.append(Landing(now, version, body, writer, sent_at, is_foreign, missing))
             self.world.trace(writer, f"landed #{len(history.landings) - 1} at version {version[:8]}")
+        else:
+            name = name_of(key)
+            self.world.trace(writer, f"made segment {name}")
+            if history.segments.setdefault(name, body) != body:
+                history.reused.append(name)
         return version
+
+    def remove(self, key: str, by: str) -> None:
+        """Delete an object at this moment, if there is one."""
+        if self._objects.pop(key, None) is None:
+            return
+        document, name = self.document, name_of(key)
+        self.world.trace(by, f"deleted segment {name}")
+        is_referred_to = document is not None and name in segments_in(document.body)
+        self.world.history.deletions.append(Deletion(self.world.loop.now, name, by, is_referred_to))
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return what there is at this moment."""
+        return sorted(key for key in self._objects if key.startswith(prefix))
+
+
+def key_of(name: str) -> str:
+    """Return the key of the object of a segment."""
+    return f"{SEGMENTS_PREFIX}{name}.json"
+
+
+def name_of(key: str) -> str:
+    """Return the name of a segment whose object has this key."""
+    assert key.startswith(SEGMENTS_PREFIX), f"{key} is none of ours"
+    return key.removeprefix(SEGMENTS_PREFIX).removesuffix(".json")
 
 
 class StoreView:
@@ -129,11 +162,17 @@ class StoreView:
 
     async def delete(self, key: str) -> None:
         """See `StorageBackend.delete`."""
-        raise AssertionError("no broker deletes")
+        await self._ask(
+            lambda: self._store.remove(key, self._node),
+            is_write=True,
+            latest=self._world.random.choice((1, 12, 90)),
+        )
 
-    def list(self, prefix: str) -> AsyncIterator[str]:
+    async def list(self, prefix: str) -> AsyncIterator[str]:
         """See `StorageBackend.list`."""
-        raise AssertionError("nobody lists here")
+        keys: list[str] = await self._ask(lambda: self._store.keys(prefix), is_write=False)
+        for key in keys:
+            yield key
 
     async def aclose(self) -> None:
         """Nothing to give back."""
@@ -146,8 +185,8 @@ class StoreView:
     ) -> None:
         await self.aclose()
 
-    async def _ask(self, effect: Effect, *, is_write: bool) -> Any:
-        """Send a request, and return what comes back, if ever."""
+    async def _ask(self, effect: Effect, *, is_write: bool, latest: float | None = None) -> Any:
+        """Send a request, and return what comes back, if ever. It comes late by `latest` seconds at most."""
         world, rates = self._world, self._world.store_rates
         loop = world.loop
         answer: asyncio.Future[Any] = loop.create_future()
@@ -181,7 +220,9 @@ class StoreView:
                 loop.after(there, reach, False)
                 self._maybe_break(give, there + back)
             case "late":
-                loop.after(there + world.between(0, world.random.choice((0.1, 0.1, 1, 12))), reach, False)
+                loop.after(
+                    there + world.between(0, latest or world.random.choice((0.1, 0.1, 1, 12))), reach, False
+                )
                 give(_reset(), there * world.random.random())
             case "doubled":
                 loop.after(there, reach, False)

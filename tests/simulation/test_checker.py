@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec import Raw
 from simulation.checker import check
-from simulation.history import Call, Delivery, History, Landing
+from simulation.history import Call, Deletion, Delivery, History, Landing
 
 from osqueue_client import models as m
 from osqueue_client.errors import LeaseLostError, OsqueueError, TransportConnectionError
@@ -108,6 +109,50 @@ class Story:
         request = m.LeasedChange(**fields) if operation == "completeJob" else m.LeasedJob(**fields)
         return self.ask(operation, request, answer, began=self.now - 0.5)
 
+    def submits_many(self, *marks: int, answered: tuple[int, ...]) -> Story:
+        """Have a batch of submits be answered: those with a mark that is not `answered` were refused."""
+        request = m.SubmitJobs(jobs=tuple(m.NewJob(payload=Raw(str(mark).encode())) for mark in marks))
+        refused = m.SubmittedEntry(
+            error=m.EntryError(tag="QueueFullError", message="", outcome="not_applied")
+        )
+        results = tuple(
+            m.SubmittedEntry(job_id=f"j{mark}") if mark in answered else refused for mark in marks
+        )
+        return self.ask("submitJobs", request, m.JobsSubmitted(results=results), began=self.now - 0.5)
+
+    def claims_many(self, *marks: int, worker: str = "w1", token: str = "t1") -> Story:
+        """Have a batch of claims be answered with these jobs."""
+        jobs = tuple(m.ClaimedJob(job_id=f"j{mark}", attempt=1, lease_token=token) for mark in marks)
+        request = m.ClaimJobs(worker_id=worker, limit=2)
+        return self.ask("claimJobs", request, m.ClaimedJobs(jobs=jobs), began=self.now - 0.5)
+
+    def completes_many(self, *marks: int) -> Story:
+        """Have w1 be told that it has completed these jobs."""
+        leases = tuple(m.Lease(job_id=f"j{mark}", lease_token="t1") for mark in marks)
+        request = m.LeasedChanges(worker_id="w1", jobs=leases)
+        answer = m.LeasedResults(results=(m.LeasedEntry(),) * len(marks))
+        return self.ask("completeJobs", request, answer, began=self.now - 0.5)
+
+    def waits(self, answer: Model, began: float, wait: float = 5.0) -> Story:
+        """Have a claim that waited be answered."""
+        return self.ask("claimJob", m.ClaimJob(worker_id="w1", wait=wait), answer, began=began)
+
+    def holds(self, name: str, *jobs: Job) -> Story:
+        """Have the object of a segment be made."""
+        ordered = [job | {"order": place} for place, job in enumerate(jobs)]
+        self.history.segments[name] = json.dumps({"segment": name, "jobs": ordered}).encode()
+        return self
+
+    def deletes(self, name: str, *, is_referred_to: bool = False) -> Story:
+        """Have the object of a segment be deleted, half a second after the last commit."""
+        self.history.deletions.append(Deletion(self.now + 0.5, name, "b1.1", is_referred_to))
+        return self
+
+    def misses(self, name: str) -> Story:
+        """Have no object of a segment be there when the last document landed."""
+        self.history.landings[-1].missing = (name,)
+        return self
+
     def finds(self, text: str) -> None:
         """Say what the checker must find."""
         found = check(self.history)
@@ -123,6 +168,12 @@ def running(mark: int, worker: str = "w1", attempts: int = 1, token: str | None 
     if token is not None:
         job["lease"] = {"token": token, "workerId": worker, "attempts": attempts}
     return job
+
+
+def segment(name: str, jobs: int, *gone: int) -> dict[str, Any]:
+    """What a document says of a segment."""
+    bits = sum(1 << place for place in gone)
+    return {"name": name, "jobs": jobs, "gone": b64encode(bits.to_bytes(1, "little")).decode()}
 
 
 OK = m.Empty()
@@ -143,10 +194,30 @@ def test_a_good_history_has_no_violation() -> None:
     assert check(story.history) == []
 
 
+def sealed(*, retention: float = 0.2) -> Story:
+    """Jobs 1 and 2 were submitted in a batch, and moved to a segment."""
+    story = Story().lands(waiting(1), waiting(2)).submits_many(1, 2, answered=(1, 2))
+    story.history.retention = retention
+    return story.holds("s", waiting(1), waiting(2)).lands(segments=[segment("s", 2)])
+
+
+def test_a_good_history_with_batches_and_a_segment_has_no_violation() -> None:
+    story = sealed().term(segments=[segment("s", 2)])
+    running_both = (running(1) | {"order": 0}, running(2) | {"order": 1})
+    story.lands(*running_both, writer="b2.1", broker="b2:8080").deletes("s")
+    story.claims_many(1, 2)
+    story.history.deliveries[-1].broker = "b2.1"
+    story.lands(completed=2, writer="b2.1", broker="b2:8080").completes_many(1, 2)
+    story.history.deliveries[-1].broker = "b2.1"
+    assert check(story.history) == []
+
+
 def test_what_a_broker_without_terms_does_needs_nobody_who_asked() -> None:
     story = claimed().lands(running(1, "fw", 2), is_foreign=True)
     assert check(story.history) == []
 
+
+CLAIMED = m.ClaimedJob(job_id="j1", attempt=1, lease_token="t1")
 
 BAD: dict[str, tuple[Callable[[], Story], str]] = {
     "an acknowledged submit that is nowhere": (
@@ -222,9 +293,9 @@ BAD: dict[str, tuple[Callable[[], Story], str]] = {
         lambda: Story().lands(waiting(1)).submits(1).claims(1).lands(running(1)),
         "no commit in that time leased it",
     ),
-    "a token used for two leases": (
+    "a token used for two claims": (
         lambda: claimed().lands(running(1, attempts=2)).claims(1, attempt=2),
-        "is used for two leases",
+        "is used for two claims",
     ),
     "a lease that expires too early": (
         lambda: claimed().lands(waiting(1, 1)),
@@ -310,6 +381,77 @@ BAD: dict[str, tuple[Callable[[], Story], str]] = {
         ),
         "never stood there",
     ),
+    "a segment that is not there": (lambda: sealed().misses("s"), "is not in the store"),
+    "a segment that is deleted though it is referred to": (
+        lambda: sealed().deletes("s", is_referred_to=True),
+        "which the document refers to",
+    ),
+    "a segment that is deleted too early": (
+        lambda: sealed(retention=2).lands(running(1), running(2)).claims_many(1, 2).deletes("s"),
+        "after it was dropped",
+    ),
+    "a segment that is referred to again": (
+        lambda: sealed().lands(running(1), running(2)).lands(segments=[segment("s", 2)]),
+        "is referred to again",
+    ),
+    "a job that stands in a segment and beside it": (
+        lambda: sealed().lands(running(1), segments=[segment("s", 2)]).claims(1),
+        "is there twice",
+    ),
+    "a job that is lost with its segment": (lambda: sealed().lands(), "became nothing"),
+    "a job that is gone from a segment, and nowhere": (
+        lambda: sealed().lands(segments=[segment("s", 2, 0)]),
+        "became nothing",
+    ),
+    "a claim of a younger job than one in a segment": (
+        lambda: sealed().lands(running(2), segments=[segment("s", 2, 1)]).claims(2),
+        "which is older",
+    ),
+    "a job of a batch that is nowhere": (
+        lambda: Story().lands(waiting(1)).submits_many(1, 2, answered=(1, 2)),
+        "there is no such job",
+    ),
+    "a job of a batch that was refused": (
+        lambda: Story().lands(waiting(1), waiting(2)).submits_many(1, 2, answered=(1,)),
+        "told that nothing happened",
+    ),
+    "a batch that is half done": (
+        lambda: (
+            Story()
+            .lands(waiting(1), waiting(2))
+            .submits_many(1, 2, answered=(1, 2))
+            .lands(running(1), running(2))
+            .claims_many(1, 2)
+            .lands(running(2), completed=1)
+            .completes_many(1, 2)
+        ),
+        "no commit in that time did it",
+    ),
+    "a waiting claim that is answered before its commit": (
+        lambda: Story().lands(waiting(1)).submits(1).waits(CLAIMED, began=0.5).lands(running(1)),
+        "no commit in that time leased it so",
+    ),
+    "a wait that ends too soon": (
+        lambda: Story().lands().waits(m.ClaimedJob(), began=0.5),
+        "with nothing after",
+    ),
+    "a waiting claim that is passed over": (
+        lambda: (
+            Story()
+            .lands()
+            .lands()
+            .lands(waiting(1))
+            .submits(1)
+            .lands(waiting(1))
+            .lands(running(1))
+            .waits(CLAIMED, began=0.5, wait=9.0)
+        ),
+        "was left, though",
+    ),
+    "an attempt that nobody was told of": (
+        lambda: _counted_unheard(),
+        "of which nobody was told",
+    ),
     "work that is left at the end": (lambda: _unfinished(), "are left at the end"),
 }
 
@@ -318,6 +460,16 @@ def _expiring_after_a_pause() -> Story:
     story = claimed()
     story.history.pauses["b1.1"] = [(story.now + 1, story.now + 9)]
     story.now += 9.5
+    return story.lands(waiting(1, 1))
+
+
+def _counted_unheard() -> Story:
+    story = Story().lands(waiting(1)).submits(1)
+    story.waits(CLAIMED, began=story.now - 0.5)
+    delivery = story.history.deliveries[-1]
+    delivery.answer, delivery.answered_at, delivery.hung_up_at = None, None, story.now
+    story.lands(running(1))
+    story.now += 20
     return story.lands(waiting(1, 1))
 
 

@@ -76,7 +76,21 @@ class Proxy:
             writer.close()
 
 
+SINGLE = {
+    "submitJobs": "submitJob",
+    "claimJobs": "claimJob",
+    "completeJobs": "completeJob",
+    "heartbeatJobs": "heartbeat",
+}
+"""What is asked for many jobs goes here by the name of what is asked for one."""
+
+
 def _operation(method: str, path: str) -> str:
+    name = _name(method, path)
+    return SINGLE.get(name, name)
+
+
+def _name(method: str, path: str) -> str:
     for operation in OPERATIONS:
         _, _, last = operation.path.rpartition("}")
         is_rest = method == operation.http_method and (
@@ -97,10 +111,15 @@ async def proxy_before(broker: str) -> AsyncIterator[Proxy]:
 
 
 class Overridden:
-    """A transport to a broker; what `before` and `after` hold for an operation runs around each call of it."""
+    """A transport to a broker; what `before` and `after` hold for an operation runs around each call of it.
 
-    def __init__(self, url: str) -> None:
+    With `knows_batches` False it is to a broker that knows neither batches nor waiting.
+    """
+
+    def __init__(self, url: str, *, knows_batches: bool = True) -> None:
         self.inner = open_transport("rest", url)
+        self.knows_batches = knows_batches
+        self.requests: list[Any] = []
         self.before: dict[str, Callable[[], Awaitable[object]]] = {}
         self.after: dict[str, Callable[[], Awaitable[object]]] = {}
         self.called: Counter[str] = Counter()
@@ -108,18 +127,33 @@ class Overridden:
         """The broker shows as one without any additions, and its answers have none."""
 
     async def call(self, operation: Any, request: Any, /) -> Any:
-        self.called[operation.name] += 1
-        if operation.name in self.before:
-            await self.before[operation.name]()
+        name = SINGLE.get(operation.name, operation.name)
+        self.called[name] += 1
+        self.requests.append(request)
+        if name in self.before:
+            await self.before[name]()
+        if not self.knows_batches:
+            assert operation.name == name
+            assert not getattr(request, "wait", None)
         result = await self.inner.call(operation, request)
-        if operation.name in self.after:
-            await self.after[operation.name]()
+        if name in self.after:
+            await self.after[name]()
+        if not self.knows_batches:
+            result = without_batches(result)
         if self.is_old:
             result = without_additions(result)
         return result
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+def without_batches(answer: Any) -> Any:
+    """The answer as the broker gave it before it knew batches and waiting."""
+    if not isinstance(answer, QueueStats):
+        return answer
+    features = tuple(name for name in answer.features if name not in ("batch", "wait", "pages"))
+    return msgspec.structs.replace(answer, features=features)
 
 
 def without_additions(answer: Any) -> Any:

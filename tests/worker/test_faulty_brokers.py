@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from worker.support import CUT_BODY, NOT_JSON, Overridden, Proxy, answer, proxy_before, raising, until
 
@@ -14,6 +15,7 @@ from osqueue_client import (
     BrokerLeadershipError,
     BrokerProtocolError,
     DiscoveryError,
+    Job,
     OsqueueClient,
     OsqueueError,
     QueueFullError,
@@ -43,9 +45,9 @@ async def proxy(server: BrokerServer) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture
-async def transport(server: BrokerServer) -> Overridden:
-    return Overridden(f"http://{server.address}")
+@pytest.fixture(params=["waits", "polls"])
+async def transport(server: BrokerServer, request: pytest.FixtureRequest) -> Overridden:
+    return Overridden(f"http://{server.address}", knows_batches=request.param == "waits")
 
 
 class Recorded:
@@ -100,8 +102,8 @@ async def test_job_of_a_type_that_was_not_asked_for_is_left_alone(
         """Asks for any job, as a broker would that ignores the types."""
 
         async def call(self, operation: Any, request: Any, /) -> Any:
-            if operation.name == "claimJob":
-                request = type(request)(worker_id=request.worker_id)
+            if operation.name == "claimJobs":
+                request = msgspec.structs.replace(request, types=None)
             return await inner.call(operation, request)
 
         async def aclose(self) -> None:
@@ -119,7 +121,8 @@ async def test_job_of_a_type_that_was_not_asked_for_is_left_alone(
     assert ran == [2]
 
 
-async def test_job_runs_at_once_while_another_claim_gets_no_answer(transport: Overridden) -> None:
+async def test_job_runs_at_once_while_another_claim_gets_no_answer(server: BrokerServer) -> None:
+    transport = Overridden(f"http://{server.address}", knows_batches=False)
     ran: list[object] = []
     async with OsqueueClient(transport=transport) as client:
         never = asyncio.Event()
@@ -223,24 +226,34 @@ async def test_completion_that_came_too_late_is_not_called_completed(outcome: An
         recorded = Recorded()
         async with OsqueueClient(transport=transport) as client, OsqueueClient(server.address) as other:
             await client.submit_job("a", 1)
-            first = True
+            waiting: list[asyncio.Task[Job | None]] = []
+
+            async def handle(payload: object) -> None:
+                # Before this worker has room for another job, and so waits for one behind it.
+                waiting.append(asyncio.create_task(other.claim_job("another", wait=30)))
+                async with asyncio.timeout(10):
+                    while not (await other.get_stats()).waiting_claims:
+                        await asyncio.sleep(0.01)
 
             async def lose_the_lease() -> None:
-                nonlocal first
-                if first:
-                    first = False
-                    async with asyncio.timeout(10):
-                        while await other.claim_job("another") is None:
-                            await asyncio.sleep(0.01)
+                if transport.called["completeJob"] == 1:
+                    job = await asyncio.wait_for(waiting[0], 10)
+                    assert job is not None
+                    waiting[0] = asyncio.create_task(kept(job))
                     raise TransportConnectionError("gone", outcome=outcome)
 
+            async def kept(job: Job) -> None:
+                while True:
+                    await other.heartbeat(job.id, "another", lease_token=job.lease_token)
+                    await asyncio.sleep(0.02)
+
             transport.before["completeJob"] = lose_the_lease
-            # One slot: else this worker might claim the job again itself.
             settings = recorded.settings() | {"concurrency": 1}
-            working = Worker(client=client, handlers={"a": lambda payload: None}, **settings)
+            working = Worker(client=client, handlers={"a": handle}, **settings)
             working.start()
             await until(lambda: transport.called["completeJob"] == 2)
             await asyncio.wait_for(working.stop(), 10)
+            waiting[0].cancel()
     assert recorded.ends == []
 
 
@@ -304,7 +317,7 @@ async def test_earlier_attempt_says_no_more_once_the_job_was_claimed_again(
         settings = recorded.settings() | {"on_job_claimed": lambda job: attempts.append(job.attempt)}
         async with Worker(client=client, handlers={"a": handle}, concurrency=2, **settings) as working:
             await until(lambda: len(attempts) == 2)
-            await until(lambda: working._running == 1)  # the first attempt has ended
+            await until(lambda: working._runs.running == 1)  # the first attempt has ended
             go.set()
             await until(lambda: recorded.ends == ["completed"])
         stats = await client.get_stats()
@@ -397,7 +410,7 @@ async def test_job_that_went_while_no_report_was_sent_is_not_called_completed(
 
 
 async def test_stop_does_not_wait_for_a_broker_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("osqueue_worker.worker._CLAIM_PATIENCE", 0.1)
+    monkeypatch.setattr("osqueue_worker.claims._PATIENCE", 0.1)
     asked = asyncio.Event()
 
     class Away:

@@ -10,6 +10,7 @@ from worker.support import Overridden, until
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_client import OsqueueClient
+from osqueue_client.models import ClaimedJobs
 from osqueue_storage import MemoryBackend
 from osqueue_worker import Worker
 
@@ -23,11 +24,12 @@ class Recording(Overridden):
         self.sent: list[tuple[str, str | None]] = []
 
     async def call(self, operation: Any, request: Any, /) -> Any:
-        if hasattr(request, "lease_token"):
-            self.sent.append((operation.name, request.lease_token))
+        for lease in getattr(request, "jobs", (request,)):
+            if hasattr(lease, "lease_token"):
+                self.sent.append((operation.name, lease.lease_token))
         answer = await super().call(operation, request)
-        if getattr(answer, "job_id", None) and hasattr(answer, "lease_token"):
-            self.given.append(answer.lease_token)
+        if operation.response is ClaimedJobs:
+            self.given += [job.lease_token for job in answer.jobs]
         return answer
 
 
@@ -48,7 +50,7 @@ async def test_token_of_the_claim_is_sent_with_all_that_concerns_the_job(end: st
                 await until(lambda: transport.called[end])
     [token] = transport.given
     assert token
-    assert set(transport.sent) == {("heartbeat", token), (end, token)}
+    assert set(transport.sent) == {("heartbeatJobs", token), (end, token)}
 
 
 async def test_handler_is_cancelled_when_its_lease_went_to_another_of_the_same_name() -> None:

@@ -37,7 +37,10 @@ def worker(client: OsqueueClient, handler: Any, **settings: Any) -> Worker:
 
 def workers_tasks() -> list[str]:
     """The tasks that run beside the test and the broker."""
-    return [name for task in asyncio.all_tasks() if "Worker" in (name := repr(task.get_coro()))]
+    ours = ("Worker.", "Runs.", "Run.", "Claims.", "Heartbeats.")
+    return [
+        name for task in asyncio.all_tasks() if any(part in (name := repr(task.get_coro())) for part in ours)
+    ]
 
 
 class Blocked:
@@ -73,7 +76,7 @@ async def test_job_that_is_claimed_while_stopping_is_run(server: BrokerServer) -
         working.start()
         await asyncio.wait_for(leased.wait(), 5)
         stopping = asyncio.create_task(working.stop())
-        await until(working._must_stop.is_set)
+        await until(lambda: working._is_stopping)
         go.set()
         await asyncio.wait_for(stopping, 10)
         assert ran == [1]
@@ -113,7 +116,7 @@ async def test_cancelled_end_of_a_worker_leaves_no_task(client: OsqueueClient, e
     ending = asyncio.create_task(ended())
     await asyncio.wait_for(handle.started.wait(), 5)
     if end != "run":
-        await until(working._must_stop.is_set)
+        await until(lambda: working._is_stopping)
     ending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(ending, 5)
@@ -247,7 +250,7 @@ async def test_blocking_handler_that_lost_its_lease_runs_on_and_is_not_reported(
     try:
         await until(started.is_set)
         await client.complete_job(job_id, "w1")
-        await until(lambda: working._running == 0)
+        await until(lambda: working._runs.running == 0)
         assert not ended.is_set()
         await asyncio.wait_for(working.stop(), 5)
     finally:

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from worker.support import until
+from worker.support import SINGLE, until
 
 from osqueue_broker import BrokerServer
 from osqueue_client import Job, OsqueueClient, TransportConnectionError
@@ -30,11 +30,11 @@ class Losing:
     async def call(self, operation: Any, request: Any, /) -> Any:
         fate = self.chance.random()
         if fate < 1 / 6:
-            self.lost[operation.name] += 1
+            self.lost[SINGLE.get(operation.name, operation.name)] += 1
             raise TransportConnectionError("lost on its way", outcome="unknown")
         answer = await self.inner.call(operation, request)
         if fate < 1 / 3:
-            self.lost[operation.name] += 1
+            self.lost[SINGLE.get(operation.name, operation.name)] += 1
             raise TransportConnectionError("its answer was lost", outcome="unknown")
         return answer
 

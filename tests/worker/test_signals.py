@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from worker.support import until
+from worker.support import answer, until
 
 from osqueue_broker import BrokerServer
 from osqueue_client import OsqueueClient
@@ -185,7 +185,17 @@ async def test_handler_that_will_not_end_holds_the_second_signal_up_for_a_bounde
 
 async def test_signal_while_a_claim_gets_no_answer_says_what_is_waited_for() -> None:
     silent: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda reader, writer: silent.append(writer), "127.0.0.1", 0)
+    answering: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """An old broker, whose stats have no features, and that says nothing more."""
+        if b"/GetStats" in await reader.readuntil(b"\r\n\r\n"):
+            answering.append(writer)
+            writer.write(answer("200 OK", "", "application/proto"))
+        else:
+            silent.append(writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     pipe = asyncio.subprocess.PIPE
     async with server:
@@ -204,5 +214,5 @@ async def test_signal_while_a_claim_gets_no_answer_says_what_is_waited_for() -> 
             if process.returncode is None:
                 process.kill()
             await process.communicate()
-            for writer in silent:
+            for writer in silent + answering:
                 writer.close()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from worker.support import SINGLE
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_client import (
@@ -314,9 +315,10 @@ class Overridden:
         self.called: list[str] = []
 
     async def call(self, operation: Any, request: Any, /) -> Any:
-        self.called.append(operation.name)
-        if operation.name in self.errors:
-            raise self.errors[operation.name]
+        name = SINGLE.get(operation.name, operation.name)
+        self.called.append(name)
+        if name in self.errors:
+            raise self.errors[name]
         return await self.inner.call(operation, request)
 
     async def aclose(self) -> None:

@@ -168,9 +168,11 @@ class Inbox:
         while self._waits_end and self._waits_end[0][0] <= now:
             _, new_id = heappop(self._waits_end)
             held = self._release(new_id)
-            if held is None or held.is_over:
+            if held is None:
                 continue
             self._withdrawn.append(new_id)
+            if held.is_over:  # and `_let_go` has not been called yet
+                continue
             held.mutation = _without_wait(held.mutation)
             held.arrived_at = now
             ended.append(held)

@@ -2,6 +2,7 @@
 
 from .client import OsqueueClient
 from .errors import (
+    BatchError,
     BrokerLeadershipError,
     BrokerProtocolError,
     CASConflictError,
@@ -27,6 +28,7 @@ from .sync import SyncOsqueueClient
 from .transports import Transport
 
 __all__ = [
+    "BatchError",
     "BrokerLeadershipError",
     "BrokerProtocolError",
     "CASConflictError",

@@ -14,12 +14,13 @@ from . import models, operations
 from .chance import Chance
 from .discovery import Discovery
 from .errors import BrokerLeadershipError, BrokerProtocolError, ConfigError, OsqueueError
+from .features import REQUEST_IDS, WAIT
 from .link import Link
 from .links import Links
-from .models import Change, LeasedChange, Model
+from .models import Model
 from .operations import Operation
-from .repeats import REQUEST_IDS, NotAgain, TimeIsUp, Tries
-from .session import Sessions
+from .repeats import NotAgain, NotKnown, TimeIsUp, Tries
+from .session import Sessions, SingleSessions
 from .transports import Transport, TransportFactory
 from .wire_json import checked_request
 
@@ -45,6 +46,9 @@ class Calls:
         self._timeout = _checked_timeout(timeout)
         self._links = Links(route)
         self._sessions = Sessions(chance.session_id)
+        # A session's `lowest` stands while a claim waits, and would have the broker remember the answers of everything
+        # that follows it.
+        self._waiting_sessions = SingleSessions(chance.session_id)
         self._jitter = chance.jitter
         self._slept = chance.slept
         self._has_learnt = False
@@ -80,23 +84,38 @@ class Calls:
                 limit.reschedule(loop.time())
         await self._links.aclose()
 
-    async def call(self, operation: Operation[Req, Res], request: Req, timeout: float | None = None) -> Res:
-        """Return the broker's answer; see `OsqueueClient` for what is raised."""
+    async def call(
+        self,
+        operation: Operation[Req, Res],
+        request: Req,
+        timeout: float | None = None,
+        *,
+        needs: str | None = None,
+        wait_until: float | None = None,
+    ) -> Res:
+        """Return the broker's answer; see `OsqueueClient` for what is raised.
+
+        `needs` is the feature without which the request would mean nothing: raises `NotKnown` if the broker lacks it. A
+        claim may wait at the broker until `wait_until` (as by `now`), but no longer than one request can; its timeout
+        begins then.
+        """
         request = _checked(operation, request)
+        now = self.now()
         seconds = self._timeout if timeout is None else _checked_timeout(timeout)
-        is_change = isinstance(request, Change | LeasedChange)
-        tries = Tries(operation, is_change, self._now(), seconds)
+        if wait_until is not None:
+            seconds += max(0.0, wait_until - now)
+        tries = Tries(operation, operation.may_be_repeated, now, seconds, wait_until)
         try:
             while True:
                 try:
-                    answer = await self._ask(operation, request, tries)
+                    answer = await self._ask(operation, request, tries, needs)
                     break
                 except TimeIsUp:
                     failure = self._silence(tries)
                 except OsqueueError as error:
                     failure = error
                 except NotAgain:
-                    raise tries.conclusion(self._now()) from None
+                    raise tries.conclusion(self.now()) from None
                 await self._before_next(tries, failure)
         finally:
             if tries.place is not None:
@@ -104,34 +123,46 @@ class Calls:
         self._has_warned = False
         return answer
 
-    async def _ask(self, operation: Operation[Req, Res], request: Req, tries: Tries) -> Res:
+    async def _ask(
+        self, operation: Operation[Req, Res], request: Req, tries: Tries, needs: str | None
+    ) -> Res:
         """Make one attempt. Raises `TimeIsUp`, and whatever the broker answers."""
-        tries.begin(self._now())
+        tries.begin(self.now())
+        must_know = tries.is_change or needs is not None or self._has_learnt
         link = tries.link = self._links.current
-        if link is None or (link.features is None and (tries.is_change or self._has_learnt)):
-            link = await self._within(tries.limit(self._now()), self._ready(tries))
-        tries.knows_ids = link.features is not None and REQUEST_IDS in link.features
+        if link is None or (link.features is None and must_know):
+            link = await self._within(tries.limit(self.now()), self._ready(tries, must_know))
+        features = link.features or frozenset()
+        tries.knows_ids = REQUEST_IDS in features
         if tries.is_change:
+            tries.begin_anew(self.now())
+            tries.require_may_send(self.now())
+        if needs is not None and needs not in features:
+            if tries.is_change and tries.doubtful_since is not None:
+                raise NotAgain
+            raise NotKnown
+        tries.begin_wait(self.now(), is_known=WAIT in features)
+        if tries.wait:
+            request = msgspec.structs.replace(request, wait=tries.wait)
+        if tries.knows_ids and tries.is_change:
             request = self._numbered(request, tries)
-        tries.sent_at = self._now()
+        tries.sent_at = self.now()
         return await self._within(tries.limit(tries.sent_at), link.call(operation, request))
 
-    async def _ready(self, tries: Tries) -> Link:
+    async def _ready(self, tries: Tries, must_know: bool) -> Link:
         """Find a broker, and learn of it what must be known before it is asked."""
         while True:
             link = tries.link = await self._links.open()
-            if link.features is not None or not (tries.is_change or self._has_learnt):
+            if link.features is not None or not must_know:
                 return link
             await link.learn()  # and look again: another may have dropped it meanwhile
 
     def _numbered(self, request: Req, tries: Tries) -> Req:
-        """Return a change as it is sent there: with an id, so that it may be repeated, if the broker knows ids."""
-        now = self._now()
-        tries.require_may_send(now)
-        if not tries.knows_ids:
-            return request
+        """Return a change with an id, so that it may be repeated."""
+        now = self.now()
         if tries.place is None:
-            tries.place = self._sessions.take(now)
+            sessions = self._sessions if tries.wait_until is None else self._waiting_sessions
+            tries.place = sessions.take(now)
         request_id = tries.place.request_id(now, tries.first_sent_at(now))
         return msgspec.structs.replace(request, request_id=request_id)
 
@@ -139,13 +170,13 @@ class Calls:
         """Return how an attempt failed whose time was up."""
         if self._is_closed:
             raise tries.closed()
-        return tries.no_answer(self._now())
+        return tries.no_answer(self.now())
 
     async def _before_next(self, tries: Tries, failure: OsqueueError) -> None:
         """Wait as long as is due after a failure, or raise what the caller gets."""
         if self._is_closed and not isinstance(failure, ConfigError):  # else it was closed before the call
             raise tries.closed() from failure
-        now = self._now()
+        now = self.now()
         leader = failure.leader if isinstance(failure, BrokerLeadershipError) else None
         if tries.may_pass(failure):
             # A leader that is silent for good is not asked for ever, either.
@@ -184,7 +215,7 @@ class Calls:
         left = tries.deadline - now
         _logger.warning("%s; it is tried again for up to %.0f s", tries.failure_text, left)
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """Return the time on a clock that goes on while the machine sleeps."""
         return self._running_loop().time() + self._slept()
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeAlias, TypeVar, overload
 
-from msgspec import Raw, UnsetType
+from msgspec import Raw
 
 from osqueue_storage import StorageBackend
 
-from . import models, operations
+from . import batches, models, operations
 from .calls import Calls
 from .chance import Chance
 from .discovery import Discovery
-from .errors import TransportConfigError
+from .errors import BatchError, OsqueueError, TransportConfigError
 from .job import Job
-from .models import DeadJobList, JobList, QueueStats
+from .joining import Joining
+from .listing import list_page
+from .models import DeadJobList, JobInfo, JobList, JobStatus, Lease, QueueStats
 from .registry import JobType, PayloadSchemas, Registry
 from .transports import Transport, TransportFactory, TransportName, factory_of
 from .transports.tls import CaFile
+from .waiting import wait_for_jobs
+
+NewJobs: TypeAlias = Iterable[tuple[str | JobType[Any] | None, object]]
+"""Pairs of a type and a payload, as `OsqueueClient.submit_job` takes them."""
+
+Leases: TypeAlias = Iterable[Job | tuple[str, str | None]]
+"""Claimed jobs, or pairs of a job's id and its lease token, which may be None."""
 
 P = TypeVar("P")
 
@@ -36,7 +45,9 @@ class OsqueueClient:
     Give a broker's URL, a list of them, or `storage=` to find the leader through the store. `transport` is
     `"connect"`, `"rest"`, `"ws"`, a function that makes a transport to a URL, or an object with a transport's two
     methods. `timeout` (seconds) bounds each call, and may be set for a single one. `ca_file` (PEM) names the
-    certificate authorities to trust for https in place of the system's.
+    certificate authorities to trust for https in place of the system's. With `join_calls`, single submits,
+    completions and heartbeats that begin in the same turn of the event loop go as one request, where the broker takes
+    that.
 
     A call that meets no leader, or no answer, looks for the leader again and repeats its request until its time is
     up. A change whose answer was lost is repeated where the broker knows request ids, which does it only once;
@@ -53,6 +64,7 @@ class OsqueueClient:
         storage: StorageBackend | None = None,
         timeout: float = 30.0,
         ca_file: CaFile | None = None,
+        join_calls: bool = True,
         _chance: Chance | None = None,
     ) -> None:
         self._schemas = PayloadSchemas(registry)
@@ -66,6 +78,7 @@ class OsqueueClient:
             self._calls = Calls(transport, timeout, _chance or Chance())
         if ca_file is not None and not uses_tls:
             raise TransportConfigError("ca_file= is for https: give the broker's URL as https://…")
+        self._joining: Calls | Joining = Joining(self._calls) if join_calls else self._calls
 
     @property
     def registry(self) -> Registry | None:
@@ -137,23 +150,78 @@ class OsqueueClient:
             type=type.name if isinstance(type, JobType) else type,
             max_attempts=max_attempts,
         )
-        return (await self._calls.call(operations.SUBMIT_JOB, request, timeout)).job_id
+        return (await self._joining.call(operations.SUBMIT_JOB, request, timeout)).job_id
+
+    async def submit_jobs(
+        self, jobs: NewJobs, *, max_attempts: int | None = None, timeout: float | None = None
+    ) -> list[str]:
+        """Add many jobs, pairs of a type and a payload; return their ids in order, once all are durable in the store.
+
+            ids = await client.submit_jobs([("email:send", {"to": "a@example.com"}), ("email:send", {"to": "b@…"})])
+
+        They go in requests of at most 1,000 jobs and 750 KB, one after another, so that they are claimed in this order;
+        `timeout` bounds each. Raises `PayloadValidationError` before anything is sent. What there is no room for is not
+        added, nor is anything behind it: a `BatchError` then has for each job its id or its error. Where no request was
+        answered, its error is raised. To a broker without the feature `batch` each job is sent alone, 16 at a time.
+        """
+        new_jobs = [
+            models.NewJob(
+                payload=Raw(self._schemas.to_json(type, payload)),
+                type=type.name if isinstance(type, JobType) else type,
+                max_attempts=max_attempts,
+            )
+            for type, payload in jobs
+        ]
+        results = await batches.submit(self._calls, new_jobs, timeout)
+        errors = [result for result in results if isinstance(result, OsqueueError)]
+        if errors:
+            count = f"{len(errors):,} of {len(results):,} jobs were not added"
+            raise BatchError(f"{count}; of the first: {errors[0].tag}: {errors[0].message}", results=results)
+        return [result for result in results if isinstance(result, str)]
 
     # Workers
 
     async def claim_job(
-        self, worker_id: str, types: Sequence[str] | None = None, *, timeout: float | None = None
+        self,
+        worker_id: str,
+        types: Sequence[str] | None = None,
+        *,
+        wait: float = 0.0,
+        timeout: float | None = None,
     ) -> Job | None:
-        """Lease the oldest claimable job of these types (any without), or return None when there is none."""
-        wanted = (types,) if isinstance(types, str) else tuple(types or ())
-        request = models.ClaimJob(worker_id=worker_id, types=wanted or None)
-        claimed = await self._calls.call(operations.CLAIM_JOB, request, timeout)
-        if not claimed.job_id:
-            return None
-        text = None if isinstance(claimed.payload, UnsetType) else bytes(claimed.payload)
-        return Job(
-            claimed.job_id, claimed.type or None, text, claimed.attempt, claimed.lease_token, self._schemas
+        """Lease the oldest claimable job of these types (any without), or return None when there is none.
+
+        With `wait` (seconds, as many as you like) it waits for a job to come, and is answered by the commit that makes
+        one claimable; `timeout` begins when the wait is over. A broker without the feature `wait` answers at once. A
+        call that is cancelled gives up its place: the broker sees its connection end, or is told.
+        """
+        request = models.ClaimJob(worker_id=worker_id, types=_wanted(types))
+        claimed = await wait_for_jobs(
+            self._calls,
+            operations.CLAIM_JOB,
+            request,
+            wait,
+            timeout,
+            has_jobs=lambda given: bool(given.job_id),
         )
+        return Job.claimed(claimed, self._schemas) if claimed.job_id else None
+
+    async def claim_jobs(
+        self,
+        worker_id: str,
+        types: Sequence[str] | None = None,
+        *,
+        limit: int,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> list[Job]:
+        """Lease the oldest claimable jobs, up to `limit` (1 to 1,000) and about 1 MiB of them.
+
+        With `wait` it waits for the first that come, as `claim_job` does: fewer than `limit` are no reason to wait.
+        Of a broker without the feature `batch` jobs are claimed one by one, without waiting.
+        """
+        claimed = await batches.claim(self._calls, worker_id, _wanted(types), limit, wait, timeout)
+        return [Job.claimed(job, self._schemas) for job in claimed]
 
     async def heartbeat(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
@@ -164,14 +232,34 @@ class OsqueueClient:
         without, the one that the worker has now.
         """
         request = models.LeasedJob(job_id=job_id, worker_id=worker_id, lease_token=lease_token)
-        await self._calls.call(operations.HEARTBEAT, request, timeout)
+        await self._joining.call(operations.HEARTBEAT, request, timeout)
+
+    async def heartbeat_jobs(
+        self, jobs: Leases, worker_id: str, *, timeout: float | None = None
+    ) -> list[OsqueueError | None]:
+        """Keep many leases of one worker; return for each None, or the error that `heartbeat` would raise.
+
+        They go in requests of at most 1,000, each bounded by `timeout`. Where none was answered, its error is raised;
+        once one fails, the others are not sent and have that error. To a broker without the feature `batch` each is
+        sent alone, 16 at a time.
+        """
+        return await batches.heartbeat(self._calls, worker_id, _leases(jobs), timeout)
 
     async def complete_job(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
     ) -> None:
         """End a job as done. Raises `LeaseLostError` or `JobNotFoundError` when the lease was lost."""
         request = models.LeasedChange(job_id=job_id, worker_id=worker_id, lease_token=lease_token)
-        await self._calls.call(operations.COMPLETE_JOB, request, timeout)
+        await self._joining.call(operations.COMPLETE_JOB, request, timeout)
+
+    async def complete_jobs(
+        self, jobs: Leases, worker_id: str, *, timeout: float | None = None
+    ) -> list[OsqueueError | None]:
+        """End many jobs of one worker as done; return for each None, or the error that `complete_job` would raise.
+
+        Sent as `heartbeat_jobs` sends them.
+        """
+        return await batches.complete(self._calls, worker_id, _leases(jobs), timeout)
 
     async def fail_job(
         self,
@@ -200,9 +288,44 @@ class OsqueueClient:
         """Count the queue's jobs."""
         return await self._calls.call(operations.GET_STATS, models.Empty(), timeout)
 
-    async def list_jobs(self, *, timeout: float | None = None) -> JobList:
-        """List the live jobs in the order of claims."""
-        return await self._calls.call(operations.LIST_JOBS, models.Empty(), timeout)
+    async def list_jobs(
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        type: str | None = None,
+        status: JobStatus | None = None,
+        timeout: float | None = None,
+    ) -> JobList:
+        """List a page of live jobs in the order of claims: those of a type (`""`: untyped), of a status, or all.
+
+        At most `limit` (1 to 1,000, which is the default) after `cursor`, the `next_cursor` of the page before. A
+        broker without the feature `pages` answers all of them, whatever the `limit`; they are filtered here, and a
+        `cursor` raises `BrokerProtocolError`.
+        """
+        request = models.ListJobs(limit=limit, cursor=cursor, type=type, status=status)
+        return await list_page(self._calls, request, timeout)
+
+    async def iter_jobs(
+        self,
+        *,
+        type: str | None = None,
+        status: JobStatus | None = None,
+        page: int = 1000,
+        timeout: float | None = None,
+    ) -> AsyncIterator[JobInfo]:
+        """Yield all live jobs as `list_jobs` lists them, `page` (1 to 1,000) in a request, each bounded by `timeout`.
+
+        What comes or goes meanwhile may be among them or not.
+        """
+        cursor: str | None = None
+        while True:
+            found = await self.list_jobs(limit=page, cursor=cursor, type=type, status=status, timeout=timeout)
+            for job in found.jobs:
+                yield job
+            cursor = found.next_cursor
+            if cursor is None:
+                return
 
     async def list_dead(
         self, *, limit: int | None = None, cursor: str | None = None, timeout: float | None = None
@@ -219,6 +342,19 @@ class OsqueueClient:
     async def delete_dead(self, job_id: str, *, timeout: float | None = None) -> None:
         """Delete a dead job for good."""
         await self._calls.call(operations.DELETE_DEAD, models.DeadJobRef(job_id=job_id), timeout)
+
+
+def _wanted(types: Sequence[str] | None) -> tuple[str, ...] | None:
+    return (types,) if isinstance(types, str) else tuple(types or ()) or None
+
+
+def _leases(jobs: Leases) -> list[Lease]:
+    return [
+        Lease(job_id=job.id, lease_token=job.lease_token)
+        if isinstance(job, Job)
+        else Lease(job_id=job[0], lease_token=job[1])
+        for job in jobs
+    ]
 
 
 def _job_error(error: BaseException) -> models.JobError:

@@ -7,6 +7,7 @@ error crosses.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from osqueue_storage import (
@@ -18,6 +19,7 @@ from osqueue_storage import (
 )
 
 __all__ = [
+    "BatchError",
     "BrokerLeadershipError",
     "BrokerProtocolError",
     "CASConflictError",
@@ -196,6 +198,17 @@ class PayloadValidationError(OsqueueError):
     def __init__(self, message: str = "", *, job_type: str | None = None) -> None:
         super().__init__(message, outcome="not_applied")
         self.job_type = job_type
+
+
+class BatchError(OsqueueError):
+    """Some entries of a batch were not done. `results` has for each, in order, its answer or its own error."""
+
+    http_status = 502
+    connect_code = "unknown"
+
+    def __init__(self, message: str = "", *, results: Sequence[str | OsqueueError] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
 
 
 _FROM_BROKER: Final[dict[str, type[OsqueueError]]] = {

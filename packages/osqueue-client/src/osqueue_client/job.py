@@ -6,6 +6,9 @@ import builtins
 from dataclasses import dataclass, field
 from typing import TypeVar, overload
 
+from msgspec import UnsetType
+
+from .models import ClaimedJob
 from .registry import PayloadSchemas
 
 P = TypeVar("P")
@@ -25,6 +28,13 @@ class Job:
     attempt: int | None
     lease_token: str | None = field(repr=False)
     _schemas: PayloadSchemas = field(repr=False, compare=False)
+
+    @classmethod
+    def claimed(cls, answer: ClaimedJob, schemas: PayloadSchemas) -> Job:
+        """Return the job that a claim was answered with."""
+        assert answer.job_id, "an empty answer is no job"
+        text = None if isinstance(answer.payload, UnsetType) else bytes(answer.payload)
+        return cls(answer.job_id, answer.type or None, text, answer.attempt, answer.lease_token, schemas)
 
     @property
     def payload(self) -> object:

@@ -25,8 +25,8 @@ _SEQUENCES: Final = (list, tuple, deque)
 _SETS: Final = (set, frozenset)
 _SECRETS: Final = (pydantic.SecretStr, pydantic.SecretBytes, pydantic.Secret)
 
-_MAY_BE_INFINITE: Final = re.compile(rb"[eE]\+?\d{3}|\d{200}|NaN|Infinity")
-"""Found in each text that has a number beyond the floats, or what pydantic takes for one, and in few others."""
+_NO_DIGITS: Final = bytes(byte for byte in range(256) if byte not in b"0123456789")
+_LARGE_NUMBER: Final = re.compile(rb"[eE]\+?\d{3}|\d{200}")
 
 
 def typed_json(model: Any, payload: object) -> bytes:
@@ -68,7 +68,7 @@ def read_typed(model: Any, text: bytes) -> object:
     """Return the value of the model that a JSON text holds."""
     adapter = _adapter(model)
     value: object = adapter.validate_json(text)
-    if _MAY_BE_INFINITE.search(text):
+    if _may_be_infinite(text):
         _unusual_in(adapter.dump_python(value, round_trip=True, warnings=False))
     return value
 
@@ -76,9 +76,17 @@ def read_typed(model: Any, text: bytes) -> object:
 def read_untyped(text: bytes) -> object:
     """Return the plain data that a JSON text holds."""
     value: object = pydantic_core.from_json(text, allow_inf_nan=False)
-    if _MAY_BE_INFINITE.search(text):
+    if _may_be_infinite(text):
         _unusual_in(value)
     return value
+
+
+def _may_be_infinite(text: bytes) -> bool:
+    """Whether a JSON text may have a number beyond the floats, or what pydantic takes for one: few others do."""
+    # To count the digits takes a tenth of the time of the search.
+    if len(text.translate(None, _NO_DIGITS)) >= 3 and _LARGE_NUMBER.search(text):
+        return True
+    return b"NaN" in text or b"Infinity" in text
 
 
 def _adapter(model: Any) -> pydantic.TypeAdapter[Any]:

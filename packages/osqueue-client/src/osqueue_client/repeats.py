@@ -20,9 +20,6 @@ from .link import Link
 from .operations import GET_STATS, AnyOperation
 from .session import Place
 
-REQUEST_IDS: Final = "requestIds"
-"""The feature of a broker that does a request with an id once."""
-
 LONGEST_AGE: Final = 60.0
 """Seconds after its first sending for which a change may be sent again: a broker refuses it when it is older."""
 
@@ -30,6 +27,10 @@ _FIRST_DELAY: Final = 0.05
 _LONGEST_DELAY: Final = 1.0
 _PATIENCE: Final = 13.0
 """Seconds after which an answer is given up and asked for again: a broker waits 10 s for its store, or up to 12.5."""
+
+LONGEST_REQUEST: Final = 20.0
+"""Seconds for which one request waits for a job, however long its caller does. Proxies cut a request that is idle for
+60 s, and what is sent again must be younger than `LONGEST_AGE`, after another such wait."""
 
 _NOT_HERE = (BrokerLeadershipError, DiscoveryError, StorageBackendError, TransportConnectionError)
 _OF_A_PROXY: Final = frozenset({502, 503, 504})
@@ -40,6 +41,10 @@ _SETTLING = (JobNotFoundError, LeaseLostError)
 
 class TimeIsUp(Exception):
     """The time of an attempt, or of the whole call, is over."""
+
+
+class NotKnown(Exception):
+    """The broker lacks a feature without which the request means nothing to it: nothing was sent."""
 
 
 class NotAgain(Exception):
@@ -55,12 +60,16 @@ class Tries:
     begun_at: float
     seconds: float
     """The call's time limit."""
+    wait_until: float | None = None
+    """Until when it waits for a job, if it does; the time limit begins then."""
     place: Place | None = None
     """The request's in its session, from when it was first sent with an id."""
     # The current attempt.
     link: Link | None = None
     attempt_at: float = 0.0
     sent_at: float | None = None
+    wait: float = 0.0
+    """Seconds for which the request waits at the broker."""
     is_repeatable: bool = False
     knows_ids: bool = False
     """Whether the broker that is asked does a request with an id once, as far as is known."""
@@ -70,6 +79,8 @@ class Tries:
     """The last one."""
     doubtful_since: float | None = None
     """When the first request was sent that may have had an effect, if there was one."""
+    is_anew: bool = False
+    """Whether there was one before that, which is left to its fate."""
     delay: float = _FIRST_DELAY
     asked: set[str] = field(default_factory=set)
     """The addresses that were tried since the last pause."""
@@ -89,7 +100,7 @@ class Tries:
     def begin(self, now: float) -> None:
         """Begin an attempt."""
         self.count += 1
-        self.link, self.attempt_at, self.sent_at = None, now, None
+        self.link, self.attempt_at, self.sent_at, self.wait = None, now, None, 0.0
         self.is_repeatable = not self.is_change
         self.knows_ids = False
 
@@ -100,7 +111,24 @@ class Tries:
         patience = _PATIENCE
         if self.operation.is_read:  # its answer may be long, and one that is always given up never comes
             patience = max(patience, (self.deadline - now) / 2)
-        return min(self.deadline, now + patience)
+        return min(self.deadline, now + patience + self.wait)
+
+    def begin_wait(self, now: float, *, is_known: bool) -> None:
+        """Note for how long the request waits at a broker, which may know nothing of that."""
+        if self.wait_until is not None and is_known:
+            self.wait = round(max(0.0, min(self.wait_until - now, LONGEST_REQUEST)), 3)
+
+    def begin_anew(self, now: float) -> None:
+        """Take a claim that waits for a new request where it is too old to be sent again.
+
+        A job that was leased by the old one comes back when that lease runs out; to wait on is what the caller wants.
+        """
+        if self.wait_until is None or self.doubtful_since is None or not self._is_too_old(now):
+            return
+        self.doubtful_since, self.is_anew = None, True
+        if self.place is not None:
+            self.place.give_back()
+            self.place = None
 
     def first_sent_at(self, now: float) -> float:
         """Return when the request was sent first; one that surely had no effect does not count."""
@@ -126,7 +154,7 @@ class Tries:
         if not self.is_change or self.doubtful_since is None:
             return True
         was_repeatable = self.sent_at is None or self.is_repeatable
-        return was_repeatable and not self._is_too_old(now)
+        return was_repeatable and (self.wait_until is not None or not self._is_too_old(now))
 
     def may_pass(self, error: OsqueueError) -> bool:
         """Whether the error is of this broker or of this moment, so that another broker, or a later try, may do better.
@@ -172,7 +200,7 @@ class Tries:
 
     def closed(self) -> TransportConnectionError:
         """Return the error of a call that was under way when its client was closed."""
-        is_clear = self.sent_at is None and self.doubtful_since is None
+        is_clear = self.sent_at is None and self.doubtful_since is None and not self.is_anew
         return TransportConnectionError(
             f"{self.operation.name}: the client was closed during the call",
             outcome="not_applied" if is_clear else "unknown",
@@ -182,7 +210,7 @@ class Tries:
         """Return the last failure as the caller should see it: with the outcome over all attempts."""
         error = self.failure
         assert error is not None
-        if self.doubtful_since is not None and not isinstance(error, _SETTLING):
+        if (self.doubtful_since is not None or self.is_anew) and not isinstance(error, _SETTLING):
             error.outcome = "unknown"
         if self.count > 1:
             error.args = (f"{error.message} (tried {self.count} times in {now - self.begun_at:.1f} s)",)

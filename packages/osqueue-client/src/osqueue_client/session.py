@@ -45,6 +45,11 @@ class Session:
         """The lowest number that is still waited for."""
         return self._lowest
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request of it is waited for."""
+        return not self._waited_for
+
     def is_usable(self, now: float) -> bool:
         """Whether another request may be numbered in it.
 
@@ -87,3 +92,20 @@ class Sessions:
         if self._current is None or not self._current.is_usable(now):
             self._current = Session(self._new_id(), now)
         return Place(self._current, self._current.take())
+
+
+class SingleSessions:
+    """Sessions of one request at a time each: none that is waited for long holds back another's `lowest`."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._sessions: list[Session] = []
+
+    def take(self, now: float) -> Place:
+        """Return the place of a new request, the only one of its session until it is given back."""
+        self._sessions = [session for session in self._sessions if session.is_usable(now)]
+        session = next((session for session in self._sessions if session.is_idle), None)
+        if session is None:
+            session = Session(self._new_id(), now)
+            self._sessions.append(session)
+        return Place(session, session.take())

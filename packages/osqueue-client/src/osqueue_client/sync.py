@@ -6,16 +6,16 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from osqueue_storage import StorageBackend
 
-from .client import OsqueueClient
-from .errors import ConfigError
+from .client import Leases, NewJobs, OsqueueClient
+from .errors import ConfigError, OsqueueError
 from .job import Job
-from .models import DeadJobList, JobError, JobList, QueueStats
+from .models import DeadJobList, JobError, JobInfo, JobList, JobStatus, QueueStats
 from .registry import JobType, Registry
 from .transports import TransportFactory, TransportName
 from .transports.tls import CaFile
@@ -104,6 +104,7 @@ class SyncOsqueueClient:
         storage: StorageBackend | None = None,
         timeout: float = 30.0,
         ca_file: CaFile | None = None,
+        join_calls: bool = True,
     ) -> None:
         def make_client() -> OsqueueClient:
             return OsqueueClient(
@@ -113,6 +114,7 @@ class SyncOsqueueClient:
                 storage=storage,
                 timeout=timeout,
                 ca_file=ca_file,
+                join_calls=join_calls,
             )
 
         self._make_client = make_client
@@ -185,11 +187,36 @@ class SyncOsqueueClient:
             lambda client: client.submit_job(type, payload, max_attempts=max_attempts, timeout=timeout)
         )
 
+    def submit_jobs(
+        self, jobs: NewJobs, *, max_attempts: int | None = None, timeout: float | None = None
+    ) -> list[str]:
+        """See `OsqueueClient.submit_jobs`."""
+        return self._run(lambda client: client.submit_jobs(jobs, max_attempts=max_attempts, timeout=timeout))
+
     def claim_job(
-        self, worker_id: str, types: Sequence[str] | None = None, *, timeout: float | None = None
+        self,
+        worker_id: str,
+        types: Sequence[str] | None = None,
+        *,
+        wait: float = 0.0,
+        timeout: float | None = None,
     ) -> Job | None:
         """See `OsqueueClient.claim_job`."""
-        return self._run(lambda client: client.claim_job(worker_id, types, timeout=timeout))
+        return self._run(lambda client: client.claim_job(worker_id, types, wait=wait, timeout=timeout))
+
+    def claim_jobs(
+        self,
+        worker_id: str,
+        types: Sequence[str] | None = None,
+        *,
+        limit: int,
+        wait: float = 0.0,
+        timeout: float | None = None,
+    ) -> list[Job]:
+        """See `OsqueueClient.claim_jobs`."""
+        return self._run(
+            lambda client: client.claim_jobs(worker_id, types, limit=limit, wait=wait, timeout=timeout)
+        )
 
     def heartbeat(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
@@ -198,6 +225,18 @@ class SyncOsqueueClient:
         self._run(
             lambda client: client.heartbeat(job_id, worker_id, lease_token=lease_token, timeout=timeout)
         )
+
+    def heartbeat_jobs(
+        self, jobs: Leases, worker_id: str, *, timeout: float | None = None
+    ) -> list[OsqueueError | None]:
+        """See `OsqueueClient.heartbeat_jobs`."""
+        return self._run(lambda client: client.heartbeat_jobs(jobs, worker_id, timeout=timeout))
+
+    def complete_jobs(
+        self, jobs: Leases, worker_id: str, *, timeout: float | None = None
+    ) -> list[OsqueueError | None]:
+        """See `OsqueueClient.complete_jobs`."""
+        return self._run(lambda client: client.complete_jobs(jobs, worker_id, timeout=timeout))
 
     def complete_job(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
@@ -228,9 +267,38 @@ class SyncOsqueueClient:
         """See `OsqueueClient.get_stats`."""
         return self._run(lambda client: client.get_stats(timeout=timeout))
 
-    def list_jobs(self, *, timeout: float | None = None) -> JobList:
+    def list_jobs(
+        self,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        type: str | None = None,
+        status: JobStatus | None = None,
+        timeout: float | None = None,
+    ) -> JobList:
         """See `OsqueueClient.list_jobs`."""
-        return self._run(lambda client: client.list_jobs(timeout=timeout))
+        return self._run(
+            lambda client: client.list_jobs(
+                limit=limit, cursor=cursor, type=type, status=status, timeout=timeout
+            )
+        )
+
+    def iter_jobs(
+        self,
+        *,
+        type: str | None = None,
+        status: JobStatus | None = None,
+        page: int = 1000,
+        timeout: float | None = None,
+    ) -> Iterator[JobInfo]:
+        """See `OsqueueClient.iter_jobs`."""
+        cursor: str | None = None
+        while True:
+            found = self.list_jobs(limit=page, cursor=cursor, type=type, status=status, timeout=timeout)
+            yield from found.jobs
+            cursor = found.next_cursor
+            if cursor is None:
+                return
 
     def list_dead(
         self, *, limit: int | None = None, cursor: str | None = None, timeout: float | None = None

@@ -27,11 +27,8 @@ class BoundHandler:
 
     run: Handler
     model: object
-
-    @property
-    def is_async(self) -> bool:
-        """Whether it surely runs on the event loop, where a cancellation ends it."""
-        return inspect.iscoroutinefunction(self.run) or inspect.iscoroutinefunction(type(self.run).__call__)
+    is_async: bool
+    """Whether it surely runs on the event loop, where a cancellation ends it."""
 
     def payload_of(self, job: Job) -> object:
         """Return the job's payload as the handler takes it. Raises `PayloadValidationError`."""
@@ -59,12 +56,16 @@ def bind(handlers: Handlers, registry: Registry | None = None) -> dict[str, Boun
         _check(name, model, run, registry)
         if name in bound:
             raise ConfigError(f"there are two handlers for {name!r}")
-        bound[name] = BoundHandler(run, model)
+        bound[name] = BoundHandler(run, model, _is_async(run))
     if not bound:
         raise ConfigError(
             'a worker needs handlers, for example Worker(handlers={"email:send": send_email}, ...)'
         )
     return bound
+
+
+def _is_async(run: Handler) -> bool:
+    return inspect.iscoroutinefunction(run) or inspect.iscoroutinefunction(type(run).__call__)
 
 
 def _check(name: object, model: object, run: object, registry: Registry | None) -> None:

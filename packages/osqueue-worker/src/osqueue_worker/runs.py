@@ -1,28 +1,59 @@
-"""One claimed job: its handler runs while its lease is kept, and how it ended is reported."""
+"""The jobs that run: each in one task, in which its handler runs and how that ended is reported."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from enum import Enum, auto
+from typing import assert_never
 
-from osqueue_client import Job, OsqueueClient, OsqueueError, PayloadValidationError
+from osqueue_client import Job, OsqueueClient, PayloadValidationError
 
 from .handlers import BoundHandler
-from .hooks import INTERRUPTS, Hooks, is_being_cancelled
+from .hooks import INTERRUPTS, Hooks
 from .logs import log
-from .reports import LEASE_IS_LOST, Failure, Report, Reporter
+from .reports import Failure, Report, Reporter
 
-_HEARTBEAT_PATIENCE: Final = 5.0
-"""Seconds that a heartbeat may take, however often they are sent."""
+
+class Cut(Enum):
+    """Why a run is cut short."""
+
+    LOST = auto()
+    """Its lease is lost: nothing is reported."""
+    STOPPED = auto()
+    """The worker was told to cancel what runs: it is reported as failed."""
+    LEFT = auto()
+    """The worker ends at once: nothing is reported, the lease runs out."""
+
+
+class Run:
+    """One claimed job, from its claim to its report."""
+
+    __slots__ = ("cut", "is_in_attempt", "job", "task")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.cut: Cut | None = None
+        self.is_in_attempt = True
+        """Whether its handler has not ended: so long its lease is kept."""
+        self.task: asyncio.Task[None] | None = None
+        """From when it has begun: a task that is cancelled before does nothing at all."""
+
+    def cut_short(self, why: Cut) -> None:
+        """Cancel its handler; a report that is under way only where the worker ends."""
+        if not self.is_in_attempt and why is not Cut.LEFT:
+            return
+        self.cut = why
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Runs:
-    """The jobs that run in one worker.
+    """The runs of one worker. `fail` is called with a fault that is no job's, after which the jobs go on.
 
-    `must_cancel` is set when they are to be cancelled and reported as failed. `fail` is called with a fault that
-    is no job's, after which the jobs go on.
+    `freed` is called when there may be room for another job: when a handler has ended well, and its report is on its
+    way, and after each report.
     """
 
     def __init__(
@@ -32,35 +63,66 @@ class Runs:
         handlers: Mapping[str, BoundHandler],
         hooks: Hooks,
         *,
-        heartbeat_interval: float,
-        must_cancel: asyncio.Event,
         fail: Callable[[Exception], None],
+        freed: Callable[[], None],
         jitter: Callable[[], float],
     ) -> None:
-        self._client = client
-        self._worker_id = worker_id
         self._handlers = handlers
         self._hooks = hooks
-        self._heartbeat_interval = heartbeat_interval
-        self._must_cancel = must_cancel
         self._fail = fail
+        self._freed = freed
         self._reporter = Reporter(client, worker_id, self._is_latest, jitter)
-        self._latest: dict[str, Job] = {}
-        """The claim of each job that runs here, the last one where it was claimed twice."""
+        # Owned here: `ended` waits for them. A dict for its order: in a simulation they are cut in the same one.
+        self._runs: dict[Run, None] = {}
+        self._latest: dict[str, Run] = {}
+        """The run of each job, the last one where it was claimed twice."""
+        self._is_stopped = False
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self.running = 0
+        """Jobs that take up a slot."""
 
-    def add(self, job: Job) -> None:
-        """Note the claim of a job: an earlier one of the same job says no more from now on."""
-        self._latest[job.id] = job
+    @property
+    def reporting(self) -> int:
+        """Jobs whose handlers have ended well, and that are still being reported."""
+        return len(self._runs) - self.running
 
-    async def run(self, job: Job) -> None:
-        """Run a job that was added, to its end."""
-        try:
-            await self._run(job)
-        except Exception as error:  # noqa: BLE001  # raised by wait(); the other jobs go on
-            self._fail(error)
-        finally:
-            if self._is_latest(job):
-                del self._latest[job.id]
+    def start(self, job: Job) -> None:
+        """Run a job in a task of its own. An earlier run of the same job says no more from now on."""
+        earlier = self._latest.get(job.id)
+        if earlier is not None:
+            earlier.cut_short(Cut.LOST)
+        run = self._latest[job.id] = Run(job)
+        if self._is_stopped:
+            run.cut = Cut.STOPPED
+        self._runs[run] = None
+        self._none_left.clear()
+        self.running += 1
+        asyncio.get_running_loop().create_task(self._run(run))
+
+    def in_attempt(self) -> list[Run]:
+        """Return the runs whose leases are to be kept."""
+        return [run for run in self._runs if run.is_in_attempt]
+
+    def stop(self) -> None:
+        """Cancel the handlers that run, and report their jobs as failed."""
+        self._is_stopped = True
+        for run in self.in_attempt():
+            run.cut_short(Cut.STOPPED)
+
+    async def ended(self) -> None:
+        """Return when no job runs or is reported any more."""
+        await self._none_left.wait()
+
+    async def leave(self) -> None:
+        """Cancel all, report nothing, and return when they have ended, however often this is cancelled."""
+        while self._runs:
+            for run in list(self._runs):
+                run.cut_short(Cut.LEFT)
+            try:
+                await self._none_left.wait()
+            except asyncio.CancelledError:
+                continue  # those that cling to life are cancelled once more
 
     def _is_latest(self, job: Job) -> bool:
         """Whether this worker has not claimed the same job again since.
@@ -68,86 +130,93 @@ class Runs:
         Then the earlier lease is lost, but a broker that knows no lease tokens cannot say so: it would take what the
         earlier attempt sends for the later one's. That also may be the next broker after one that gave a token.
         """
-        return self._latest.get(job.id) is job
+        latest = self._latest.get(job.id)
+        return latest is not None and latest.job is job
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, run: Run) -> None:
+        is_freed = False
+        run.task = asyncio.current_task()
         try:
-            async with asyncio.TaskGroup() as group:
-                attempt = group.create_task(self._attempt(job))
-                keeping = group.create_task(self._keep_lease(job))
-                cancelling = group.create_task(self._must_cancel.wait())
-                await asyncio.wait((attempt, keeping, cancelling), return_when=asyncio.FIRST_COMPLETED)
-                is_lost = keeping.done() and not attempt.done()
-                for task in (attempt, keeping, cancelling):
-                    task.cancel()
-            if is_lost:
-                log(logging.WARNING, "lease_lost", "was cancelled: its lease is lost", job=job)
-            elif attempt.cancelled():
-                await self._report_cancellation(job)
-            elif failure := attempt.result():
-                await self._report_failure(job, failure)
-            else:
-                await self._report_success(job)
+            end = await self._ended_attempt(run)
+            if end is None:
+                self.running -= 1
+                is_freed = True
+                self._freed()
+            await self._report(run.job, end)
         except asyncio.CancelledError:
-            log(logging.WARNING, "job_left", "was cancelled and not reported: its lease runs out", job=job)
+            log(
+                logging.WARNING,
+                "job_left",
+                "was cancelled and not reported: its lease runs out",
+                job=run.job,
+            )
             raise
+        except Exception as error:  # noqa: BLE001  # raised by wait(); the other jobs go on
+            self._fail(error)
+        finally:
+            del self._runs[run]
+            if self._latest.get(run.job.id) is run:
+                del self._latest[run.job.id]
+            if not self._runs:
+                self._none_left.set()
+            if not is_freed:
+                self.running -= 1
+            self._freed()
 
-    async def _attempt(self, job: Job) -> Failure | None:
+    async def _ended_attempt(self, run: Run) -> Failure | Cut | None:
+        """Run a job's handler; return how it ended, None for well. Raises `CancelledError` where the worker ends."""
+        end: Failure | Cut | None = None
+        try:
+            if run.cut is None:
+                end = await self._attempt(run)
+        except asyncio.CancelledError:
+            end = run.cut
+        finally:
+            run.is_in_attempt = False
+        if run.cut is Cut.LEFT:
+            raise asyncio.CancelledError
+        if run.cut is not None:
+            _take_back_cancellation()
+            # One that was stopped may have ended all the same, but what has lost its lease has nothing to say.
+            end = run.cut if run.cut is Cut.LOST else end
+        return end
+
+    async def _attempt(self, run: Run) -> Failure | None:
         """Run a job's handler; return how it failed. Of what the user's code raises, only interrupts come out."""
-        await self._hooks.claimed(job)
-        handler = self._handlers[job.type or ""]
+        job = run.job
         try:
-            payload = handler.payload_of(job)
-        except PayloadValidationError as error:
-            return Failure(error, may_retry=False)
-        except Exception as error:  # noqa: BLE001  # a model has validators, which are the user's code
-            return Failure(error, may_retry=True)
-        try:
+            await self._hooks.claimed(job)
+            handler = self._handlers[job.type or ""]
+            try:
+                payload = handler.payload_of(job)
+            except PayloadValidationError as error:
+                return Failure(error, may_retry=False)
             await handler(payload)
         except asyncio.CancelledError:
-            if is_being_cancelled():
+            if run.cut is not None:
                 raise
+            _take_back_cancellation()
             why = RuntimeError("the handler was cancelled by what it waited for")
             return Failure(why, may_retry=True)
         except INTERRUPTS:
             raise
-        except BaseException as error:  # noqa: BLE001  # sys.exit() of a handler ends its attempt, not the worker
+        except BaseException as error:  # noqa: BLE001  # reported as the job's failure
             return Failure(error, may_retry=True)
         return None
 
-    async def _keep_lease(self, job: Job) -> None:
-        """Send heartbeats; return when the lease is lost."""
-        has_failed = False
-        while True:
-            await asyncio.sleep(self._heartbeat_interval)
-            if not self._is_latest(job):
-                return
-            try:
-                await self._client.heartbeat(
-                    job.id,
-                    self._worker_id,
-                    lease_token=job.lease_token,
-                    timeout=max(self._heartbeat_interval, _HEARTBEAT_PATIENCE),
-                )
-                has_failed = False
-            except LEASE_IS_LOST:
-                return
-            except OsqueueError as error:
-                if not has_failed:
-                    log(
-                        logging.WARNING,
-                        "heartbeat_failed",
-                        "is run on, and tried again",
-                        job=job,
-                        error=error,
-                    )
-                has_failed = True
-            except Exception as error:  # noqa: BLE001  # raised by wait(); the handler may still end well
-                self._fail(error)
-
-    async def _report_success(self, job: Job) -> None:
-        if await self._reporter.completed(job) is Report.TAKEN:
-            await self._hooks.completed(job)
+    async def _report(self, job: Job, end: Failure | Cut | None) -> None:
+        match end:
+            case None:
+                if await self._reporter.completed(job) is Report.TAKEN:
+                    await self._hooks.completed(job)
+            case Failure():
+                await self._report_failure(job, end)
+            case Cut.LOST:
+                log(logging.WARNING, "lease_lost", "was cancelled: its lease is lost", job=job)
+            case Cut.STOPPED | Cut.LEFT:
+                await self._report_cancellation(job)
+            case _:
+                assert_never(end)
 
     async def _report_cancellation(self, job: Job) -> None:
         if not self._handlers[job.type or ""].is_async:
@@ -171,3 +240,10 @@ class Runs:
         )
         if await self._reporter.failed(job, failure) is not Report.LEASE_LOST:
             await self._hooks.failed(job, error)
+
+
+def _take_back_cancellation() -> None:
+    """Let the task go on: only the handler was to be cancelled."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
