@@ -79,6 +79,18 @@ def test_job_goes_from_submit_to_completion(url: str, name: TransportName) -> No
         assert client.get_stats().total == 0
 
 
+def test_many_jobs_go_in_one_call_and_are_listed_by_pages(url: str) -> None:
+    with SyncOsqueueClient(url, timeout=10) as client:
+        ids = client.submit_jobs([("many", n) for n in range(5)], max_attempts=1)
+        assert [job.id for job in client.iter_jobs(type="many", page=2)] == ids
+        assert client.list_jobs(type="many", limit=1).truncated
+        jobs = client.claim_jobs("w1", "many", limit=10, wait=5)
+        assert [job.id for job in jobs] == ids
+        assert client.heartbeat_jobs(jobs, "w1") == [None] * 5
+        assert client.complete_jobs(jobs, "w1") == [None] * 5
+        assert client.claim_job("w1", "many", wait=0.05) is None
+
+
 def test_many_threads_share_one_client(url: str) -> None:
     with SyncOsqueueClient(url, timeout=20) as client, ThreadPoolExecutor(16) as pool:
         ids = set(pool.map(lambda n: client.submit_job("threads", n), range(100)))

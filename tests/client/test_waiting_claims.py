@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from client.support import NAMES, OLD, Watched, transport_to
 from client.virtual_time import SILENCE, Broker, in_virtual_time, now
+from websockets.asyncio.client import connect
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_client import BrokerLeadershipError, ConfigError, Job, OsqueueClient, TransportConnectionError
@@ -74,6 +76,39 @@ async def test_claim_that_is_cancelled_leaves_its_place_and_strands_no_job(clien
     job = await client.claim_job("another")
     assert job is not None
     assert (job.id, job.attempt) == (job_id, 1)
+
+
+async def test_answer_that_a_cancellation_crosses_on_its_way_is_taken_back(server: BrokerServer) -> None:
+    async with (
+        connect(f"ws://{server.address}/v1/ws", proxy=None) as socket,
+        OsqueueClient(server.address) as other,
+    ):
+
+        async def answer() -> Any:
+            async with asyncio.timeout(5):
+                return json.loads(await socket.recv())
+
+        claim = {"id": "mine", "method": "claimJob", "params": {"workerId": "w", "wait": 30}}
+        cancel = {"id": 2, "method": "cancelRequest", "params": {"id": "mine"}}
+        await socket.send(json.dumps(claim))
+        await until_waiting(other, 1)
+        job_id = await other.submit_job("a", 1)
+        assert (await answer())["result"]["jobId"] == job_id
+        await socket.send(json.dumps(cancel | {"params": {"id": "another's"}}))
+        assert await answer() == {"id": 2, "ok": True, "result": {}}
+        assert await other.claim_job("another") is None
+        await socket.send(json.dumps(cancel))
+        await answer()
+        async with asyncio.timeout(5):
+            job = await other.claim_job("another", wait=5)
+        assert job is not None
+        assert (job.id, job.attempt) == (job_id, 1)
+        # And one that still waits is answered with nothing.
+        await socket.send(json.dumps(claim))
+        await until_waiting(other, 1)
+        await socket.send(json.dumps(cancel))
+        answers = [await answer(), await answer()]
+        assert {"id": "mine", "ok": True, "result": {}} in answers
 
 
 async def test_other_calls_of_the_connection_go_on_when_a_claim_is_cancelled(client: OsqueueClient) -> None:
@@ -178,11 +213,11 @@ class Waits(Broker):
 
 
 def client_of(broker: Broker, timeout: float = 30.0) -> OsqueueClient:
-    def connect(url: str) -> Broker:
+    def connected(url: str) -> Broker:
         broker.is_closed = False
         return broker
 
-    return OsqueueClient("http://a", transport=connect, timeout=timeout)
+    return OsqueueClient("http://a", transport=connected, timeout=timeout)
 
 
 @in_virtual_time

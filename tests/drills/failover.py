@@ -22,7 +22,7 @@ from drills.worker_program import JOB_TYPE
 
 from osqueue_client import OsqueueClient, OsqueueError, Transport
 from osqueue_client.models import Model
-from osqueue_client.operations import SUBMIT_JOB, Operation
+from osqueue_client.operations import SUBMIT_JOB, SUBMIT_JOBS, Operation
 from osqueue_client.transports import TransportName, open_transport
 from osqueue_storage import StorageBackend, open_storage
 
@@ -204,6 +204,10 @@ class Load:
         )
 
 
+_SUBMITS = (SUBMIT_JOB, SUBMIT_JOBS)
+"""Those of one moment are joined into one request."""
+
+
 class Noting:
     """A transport that notes which broker acknowledged a submit, and how many got no answer."""
 
@@ -216,10 +220,10 @@ class Noting:
         try:
             answer = await self._transport.call(operation, request)
         except (OsqueueError, asyncio.CancelledError) as error:  # cancelled: the client waits no longer
-            if operation.name == SUBMIT_JOB.name and getattr(error, "outcome", None) != "not_applied":
+            if operation in _SUBMITS and getattr(error, "outcome", None) != "not_applied":
                 self._tally.note_unanswered()
             raise
-        if operation.name == SUBMIT_JOB.name:
+        if operation in _SUBMITS:
             self._tally.note_answer(self._url)
         return answer
 

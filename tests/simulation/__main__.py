@@ -9,6 +9,7 @@ What is where:
   a broker of another make
 * `run.py`: one run: the plan that a seed stands for, what goes wrong, and the calm in which all work must end
 * `history.py`: what a run leaves behind; `documents.py`, `evidence.py`: the same, read
+* `entries.py`: batches, taken apart into the single calls that their entries stand for
 * `checker.py`: whether all of that is as promised, and why that is enough; `causes.py` for what commits did,
   `answers.py` for what brokers answered
 * `mutants.py`: the defects that must be found

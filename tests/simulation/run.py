@@ -101,13 +101,18 @@ class Run:
         history.longest_step = min(interval, settings.heartbeat_timeout / 3)
         world.store_latency = chance.choice((0.002, 0.02, 0.05)) * chance.uniform(0.5, 2)
         world.network_latency = chance.choice((0.0005, 0.002, 0.02))
+        has_content_versions = chance.random() < 0.3
+        # Not longer than a request may wait.
+        spacing = (
+            min(interval * chance.choice((0.2, 0.8)), settings.request_timeout / 4)
+            if chance.random() < 0.15
+            else 0.0
+        )
         self.store = SimStore(
             world,
-            has_content_versions=chance.random() < 0.3,
-            # Not longer than a request may wait.
-            min_write_interval=min(interval * chance.choice((0.2, 0.8)), settings.request_timeout / 4)
-            if chance.random() < 0.15
-            else 0.0,
+            has_content_versions=has_content_versions,
+            # A batch is no larger than segments can be made of: here a request or two, and many would wait too long.
+            min_write_interval=0.0 if is_deep else spacing,
             max_object_bytes=chance.choice((8_000, 16_000)) if chance.random() < 0.1 else None,
         )
         self.network = Network(world)

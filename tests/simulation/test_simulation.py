@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 from simulation.program import simulate
 
-SEEDS = int(os.environ.get("OSQUEUE_SIMULATION_SEEDS", "300"))
+SEEDS = int(os.environ.get("OSQUEUE_SIMULATION_SEEDS", "150"))
 FIRST = int(
     os.environ.get("OSQUEUE_SIMULATION_SEED", random.SystemRandom().randrange(1_000_000, 1_000_000_000))
 )

@@ -103,6 +103,17 @@ class Backend:
 stores: list[StorageBackend] = [Backend(), MemoryBackend(), FileBackend("data")]
 
 
+async def many(client: OsqueueClient, sync: SyncOsqueueClient) -> None:
+    ids: list[str] = await client.submit_jobs([(EMAIL, SendEmail(to="a")), ("report", {"id": 1}), (None, 2)])
+    jobs: list[Job] = await client.claim_jobs("w", limit=10, wait=30)
+    errors = await client.complete_jobs(jobs, "w")
+    errors += await client.heartbeat_jobs([(ids[0], None)], "w")
+    for job in sync.iter_jobs(status="unclaimed"):
+        sync.complete_jobs([(job.id, "token")], "w")
+    async for listed in client.iter_jobs(type=""):
+        print(listed.id)
+
+
 def refused_of_a_job(job: Job) -> GenerateReport:
     return job.payload_as(SendEmail)  # type: ignore[return-value]
 
@@ -113,4 +124,6 @@ async def refused(client: OsqueueClient, sync: SyncOsqueueClient) -> None:
     EMAIL.handled_by(generate_report)  # type: ignore[arg-type]
     stores[0].min_write_interval = 3.0  # type: ignore[misc]
     await client.submit_job("email:send", SendEmail(to="a"), max_attempts="3")  # type: ignore[call-overload]
+    await client.claim_jobs("w")  # type: ignore[call-arg]
+    await client.list_jobs(status="dead")  # type: ignore[arg-type]
     OsqueueClient("http://127.0.0.1:8080", transport="grpc")  # type: ignore[arg-type]
