@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
+import uvloop
 from client.support import answer, listening, silent, submitting, until
 from msgspec import Raw
 
@@ -253,3 +254,13 @@ async def test_transport_of_the_user_takes_the_place_of_its_own() -> None:
     transport = RestTransport("http://broker.example/queue", http_transport=httpx.MockTransport(reply))
     async with submitting(transport) as submit:
         assert await submit() == "mine"
+
+
+def test_it_works_on_uvloop_whose_transports_are_no_subclass_of_asyncios() -> None:
+    async def calls() -> None:
+        async with serving(OK) as (server, submit):
+            assert [await submit() for _ in range(3)] == ["j", "j", "j"]
+            assert server.connections == 1
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(calls())

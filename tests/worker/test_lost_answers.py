@@ -20,21 +20,29 @@ JOBS = 60
 
 
 class Losing:
-    """A transport that loses a third of all: half of them before the broker has it, half of them its answer."""
+    """A transport that loses a third of all: half of them before the broker has it, half of them its answer.
+
+    And the answer to the first of each kind: what is joined may be few requests.
+    """
 
     def __init__(self, inner: Transport, chance: random.Random) -> None:
         self.inner = inner
         self.chance = chance
         self.lost: Counter[str] = Counter()
+        self.asked: set[str] = set()
 
     async def call(self, operation: Any, request: Any, /) -> Any:
         fate = self.chance.random()
+        name = SINGLE.get(operation.name, operation.name)
+        if name not in self.asked:
+            self.asked.add(name)
+            fate = 1 / 4
         if fate < 1 / 6:
-            self.lost[SINGLE.get(operation.name, operation.name)] += 1
+            self.lost[name] += 1
             raise TransportConnectionError("lost on its way", outcome="unknown")
         answer = await self.inner.call(operation, request)
         if fate < 1 / 3:
-            self.lost[SINGLE.get(operation.name, operation.name)] += 1
+            self.lost[name] += 1
             raise TransportConnectionError("its answer was lost", outcome="unknown")
         return answer
 

@@ -220,6 +220,23 @@ async def test_worker_turns_to_polling_when_the_next_broker_knows_no_waiting_and
         await until(lambda: ran == [1, 2, 3])
 
 
+async def test_worker_that_polls_an_old_broker_waits_at_the_next_that_knows_how(
+    transport: Overridden, other: OsqueueClient
+) -> None:
+    ran: list[object] = []
+    transport.knows_batches = False
+    async with (
+        OsqueueClient(transport=transport) as client,
+        Worker(client=client, handlers={"a": ran.append}, poll_interval=0.02),
+    ):
+        await until(lambda: transport.called["claimJob"] >= 3)
+        await other.submit_jobs([("a", n) for n in range(15)])
+        await until(lambda: len(ran) == 15)
+        transport.knows_batches = True
+        await client.reconnect()
+        await until_waiting(other, 1)
+
+
 def _elsewhere(transport: Overridden) -> Any:
     """The first claim meets another broker, and the client learns anew what it knows."""
 
