@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from typing import cast
+import time
+from typing import Any, cast
 
 import pytest
 from client.support import NAMES, TRANSPORTS, free_port, hang_up, listening, silent, submitting, transport_to
@@ -197,3 +198,25 @@ async def test_close_twice(client: OsqueueClient) -> None:
     await client.connect()
     await client.aclose()
     await client.aclose()
+
+
+class Refusing:
+    """A transport that connects to nobody, and after whose first call the event loop stands still for a while."""
+
+    def __init__(self, standstill: float) -> None:
+        self._standstill = standstill
+
+    async def call(self, operation: object, request: object, /) -> Any:
+        asyncio.get_running_loop().call_later(0.001, time.sleep, self._standstill)
+        self._standstill = 0.0
+        raise TransportConnectionError("cannot connect", outcome="not_applied")
+
+    async def aclose(self) -> None:
+        """There is nothing to give back."""
+
+
+async def test_an_event_loop_that_stands_still_between_two_tries_does_not_hide_what_failed() -> None:
+    async with OsqueueClient(transport=Refusing(0.8), timeout=0.4) as client:
+        with pytest.raises(TransportConnectionError, match="cannot connect") as caught:
+            await client.get_stats()
+    assert caught.value.outcome == "not_applied"

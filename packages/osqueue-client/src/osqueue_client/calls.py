@@ -190,8 +190,10 @@ class Calls:
         self._warn(tries, now)
         try:
             await self._within(tries.deadline, asyncio.sleep(delay))
-        except TimeIsUp:  # only closing ends it sooner
-            raise tries.closed() from failure
+        except TimeIsUp:
+            if self._is_closed:
+                raise tries.closed() from failure
+            raise tries.conclusion(self.now()) from None  # the event loop stood still until the time was up
 
     async def _within(self, moment: float, work: Coroutine[Any, Any, T]) -> T:
         """Do some work, at most until then and until the client is closed. Raises `TimeIsUp`."""
