@@ -372,6 +372,7 @@ class FaultyStore(MemoryBackend):
         self.gate = asyncio.Event()
         self.gate.set()
         self.in_flight = self.most_in_flight = self.at_gate = self.creates = 0
+        self.takes_segments = True
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
         if key != KEY:  # the broker's probe
@@ -397,6 +398,8 @@ class FaultyStore(MemoryBackend):
             self.in_flight -= 1
 
     async def create(self, key: str, body: bytes) -> str:
+        if key.startswith("segments/") and not self.takes_segments:
+            raise ConnectionError("no")
         self.creates += key == KEY
         self.created.append(body)
         self.sent_at.append(asyncio.get_running_loop().time())
@@ -435,7 +438,7 @@ class FakeClock:
         return self.wall
 
     def new_id(self) -> str:
-        return f"00000000-0000-4000-8000-{next(self._ids):012x}"
+        return f"00000000-0000-4000-8000-{next(self._ids):08x}0000"  # with room for those of a batch
 
 
 class _Jumping(selectors.SelectSelector):
@@ -515,6 +518,10 @@ class Leader:
         """Ask, and return the future of the answer."""
         request = operation.request(**fields)
         return self.commits.put(Mutation(operation, request, fake_clock().new_id()))
+
+    def put_sized(self, operation: AnyOperation, size: int, **fields: Any) -> asyncio.Future[Any]:
+        """Ask with a request that counts as so many bytes."""
+        return self.commits.put(Mutation(operation, operation.request(**fields), fake_clock().new_id()), size)
 
     async def ask(self, operation: AnyOperation, **fields: Any) -> Any:
         """Ask, and return the answer."""

@@ -36,7 +36,7 @@ class Queue:
         self.rules = rules or Rules(heartbeat_timeout=30)
         self.state = QueueState(self.rules)
         self.served = 0.0
-        self.applied = Applied([], [], [], 0)
+        self.applied = Applied([], [], [], has_changed=False)
         self._ids = count(1)
 
     def do(self, operation: operations.AnyOperation, **fields: Any) -> Any:
@@ -354,6 +354,7 @@ async def test_a_batch_of_the_largest_size_is_taken(wire: Any) -> None:
 async def test_a_full_document_refuses_a_part_of_a_batch_on_every_transport(name: str) -> None:
     store = FaultyStore()
     store.max_object_bytes = 8_000
+    store.takes_segments = False
     payload = '"' + "x" * 2_000 + '"'
     async with BrokerServer(storage=store, port=0) as server, opened(server, name) as wire:
         results = (await wire.call("submitJobs", jobs=[{"payload": payload}] * 5))["results"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
 import pytest
-from broker.support import Refused
+from broker.support import FaultyStore, Refused, in_fake_time, leading
 from msgspec import Raw
 
 from osqueue_broker.queue import reads
@@ -15,6 +16,7 @@ from osqueue_broker.queue.mutation import Mutation
 from osqueue_broker.queue.rules import Now, Rules
 from osqueue_broker.queue.state import QueueState
 from osqueue_client import models, operations
+from osqueue_client.errors import BrokerProtocolError
 
 NOW = Now(1, 0)
 
@@ -167,6 +169,10 @@ async def test_pages_and_filters_over_the_wire(wire: Any) -> None:
         ({"limit": 1001}, "limit"),
         ({"cursor": "x"}, "cursor"),
         ({"cursor": "-1"}, "cursor"),
+        ({"cursor": "1"}, "cursor"),
+        ({"cursor": "1-"}, "cursor"),
+        ({"cursor": "1-x"}, "cursor"),
+        ({"cursor": "x-1"}, "cursor"),
         ({"cursor": "9" * 30}, "cursor"),
         ({"cursor": "٣"}, "cursor"),
         ({"status": "dead"}, "status"),
@@ -180,3 +186,39 @@ async def test_what_is_no_page_is_refused_by_the_name_of_the_field(
     assert refused.value.tag == "BrokerProtocolError"
     assert refused.value.status in (400, None)
     assert field in refused.value.message
+
+
+# Cursors across a takeover
+
+
+@in_fake_time
+async def test_a_cursor_of_a_leader_before_is_refused_where_places_have_been_given_anew() -> None:
+    store = FaultyStore()
+    async with leading(store) as leader:
+        for _ in range(4):
+            await leader.ask(operations.SUBMIT_JOB, payload=Raw(b"1"))
+        cursor = (await leader.ask(operations.LIST_JOBS, limit=2)).next_cursor
+        assert len((await leader.ask(operations.LIST_JOBS, cursor=cursor)).jobs) == 2
+        await leader.stop()
+    async with leading(store) as leader:
+        with pytest.raises(BrokerProtocolError, match="from the start again") as caught:
+            await leader.ask(operations.LIST_JOBS, cursor=cursor)
+        assert caught.value.field == "cursor"
+
+
+@in_fake_time
+async def test_a_cursor_holds_across_a_takeover_while_jobs_say_their_order() -> None:
+    store = FaultyStore()
+    payload = Raw(b'"' + b"x" * 400 + b'"')
+    async with leading(store, segment_threshold=4_000) as leader:
+        ids = [(await leader.ask(operations.SUBMIT_JOB, payload=payload)).job_id for _ in range(40)]
+        await asyncio.sleep(10)
+        assert store.now()["segments"]
+        page = await leader.ask(operations.LIST_JOBS, limit=20)
+        await leader.stop()
+    listed = [job.id for job in page.jobs]
+    async with leading(store, segment_threshold=4_000) as leader:
+        while page.next_cursor is not None:
+            page = await leader.ask(operations.LIST_JOBS, cursor=page.next_cursor)
+            listed += [job.id for job in page.jobs]
+    assert listed == ids

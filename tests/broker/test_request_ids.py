@@ -365,6 +365,23 @@ def test_clients_without_end_are_stopped(queue: Queue, monkeypatch: pytest.Monke
     assert queue.submit(1, session="c").job_id
 
 
+def test_answers_without_end_are_stopped_by_their_bytes_and_whatever_ends_a_job_is_not(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue.submit().job_id
+    queue.claim()
+    first = queue.submit(1, session="a")
+    monkeypatch.setattr(once, "BYTES_LIMIT", queue.state.sessions.bytes + 1)
+    queue.submit(1, session="b")
+    for answer in (queue.submit(1, session="c"), queue.claim(1, session="d")):
+        assert refused(answer, QueueFullError).retry_after == 1.0
+    assert queue.submit(1, session="a") == first
+    done = queue.ask(operations.COMPLETE_JOB, 1, session="e", job_id=job_id, worker_id="w")
+    assert done == models.Empty()
+    queue.served = 120
+    assert queue.submit(1, session="c").job_id
+
+
 def test_a_full_document_takes_no_claim_that_it_could_not_remember_and_every_end() -> None:
     limit = 12_000
     queue = Queue(Rules(max_document_bytes=limit))

@@ -97,7 +97,7 @@ async def test_who_loses_the_race_for_the_first_write_watches_the_winner() -> No
     term = await begun(candidate(store, clock))
     assert clock.now - began_at >= TIMEOUT
     assert store.now()["broker"] == US
-    assert term.header.stamp == Stamp(1, 1, "00000000-0000-4000-8000-000000000002")
+    assert term.header.stamp == Stamp(1, 1, "00000000-0000-4000-8000-000000020000")
 
 
 # What other brokers leave behind

@@ -38,7 +38,7 @@ MUTANTS: Final = (
         "        superseded_by = await self._write(broker=leader)\n"
         "        has_landed = superseded_by is None or superseded_by.holds_ours\n"
         "        if has_landed:\n"
-        "            self._written.requests += applied.changes\n"
+        "            self._written.requests += requests_done(batch, applied)\n"
         "            self._answer(applied)\n",
         "        self._answer(applied)\n"
         "        superseded_by = await self._write(broker=leader)\n"

@@ -15,7 +15,7 @@ from .clock import Clock
 from .document_writer import DocumentWriter, Gone, Landed, Superseded
 from .inbox import Inbox
 from .leadership import Candidate, Term
-from .queue.apply import Applied, answer_without_commit, apply
+from .queue.apply import Applied, answer_without_commit, apply, requests_done
 from .queue.document import read_header, write_document
 from .queue.mutation import Mutation
 from .queue.rules import Now
@@ -150,8 +150,8 @@ class CommitLoop:
         state = self._term.state
         for new_id in self._inbox.take_withdrawn():
             state.waiting_claims.remove(new_id)
-        batch = self._inbox.take(self._room())
-        applied = apply(state, [waiting.mutation for waiting in batch], now)
+        batch = [waiting.mutation for waiting in self._inbox.take(self._room())]
+        applied = apply(state, batch, now)
         self._inbox.take_late(claim for claim, _ in applied.late)
         owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
         for segment in applied.needed:
@@ -162,7 +162,7 @@ class CommitLoop:
         superseded_by = await self._write(broker=leader)
         has_landed = superseded_by is None or superseded_by.holds_ours
         if has_landed:
-            self._written.requests += applied.changes
+            self._written.requests += requests_done(batch, applied)
             self._answer(applied)
         if superseded_by is not None and not (has_landed and leader is None):
             await self._end_term(superseded_by.found)
@@ -174,7 +174,7 @@ class CommitLoop:
         It is bounded so that no batch holds up the event loop for long, and that the document does not grow faster
         than segments are made of it.
         """
-        threshold = self._settings.segment_threshold
+        threshold = self._term.state.rules.segment_threshold
         return max(min(threshold // 2, 2 * threshold - len(self._term.body)), threshold // 8)
 
     def _answer(self, applied: Applied) -> None:

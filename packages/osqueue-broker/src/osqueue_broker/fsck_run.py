@@ -20,7 +20,8 @@ from .fsck import Check, Counts, Finding, Garbage, Mend
 from .queue.document import read_document, read_header, write_document
 from .queue.rules import Now, Rules
 from .queue.terms import Header
-from .settings import DOCUMENT_KEY, SEGMENTS_PREFIX, BrokerSettings
+from .segment_store import key_of, names_in
+from .settings import DOCUMENT_KEY, BrokerSettings
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class Fsck:
             )
             await self._replace(writer, check.mended(drop_missing=drop_missing), header, version)
         for name in garbage:  # a newer epoch has begun: nothing can refer to them any more
-            await self._patiently(partial(self._storage.delete, _key(name)))
+            await self._patiently(partial(self._storage.delete, key_of(name)))
         _, _, report = await self._check()
         report.mended = to_mend
         report.deleted = garbage
@@ -115,7 +116,9 @@ class Fsck:
     async def _check(self) -> tuple[StoredObject, Check | None, Report]:
         has_moved = False
         for look in range(_LOOKS):
-            names = await self._patiently(self._names)  # first: so none is younger than the document
+            names = await self._patiently(
+                partial(names_in, self._storage)
+            )  # first: so none is younger than the document
             found = await self._document()
             try:
                 check = Check(found.body)
@@ -123,7 +126,7 @@ class Fsck:
                 return found, None, _unreadable(found.body, error)
             for name in dict.fromkeys(check.names):
                 size = check.size(name)
-                stored = await self._patiently(partial(self._storage.read, _key(name)), size)
+                stored = await self._patiently(partial(self._storage.read, key_of(name)), size)
                 check.see(name, stored.body if stored else None)
             garbage = check.garbage(names)
             newer = await self._document()
@@ -171,14 +174,10 @@ class Fsck:
     async def _document(self) -> StoredObject:
         found = await self._patiently(partial(self._storage.read, DOCUMENT_KEY), 64 * 1024 * 1024)
         if found is None:
-            objects = len(await self._patiently(self._names))
+            objects = len(await self._patiently(partial(names_in, self._storage)))
             beside = f", but {objects:,} objects of segments" if objects else ""
             raise EngineStateError(f"there is no queue document here{beside}")
         return found
-
-    async def _names(self) -> list[str]:
-        keys = [key async for key in self._storage.list(SEGMENTS_PREFIX)]
-        return [key.removeprefix(SEGMENTS_PREFIX).removesuffix(".json") for key in keys]
 
     async def _patiently(self, request: Callable[[], Awaitable[T]], size: int = 0) -> T:
         for tried in range(1, _TRIES + 1):
@@ -201,7 +200,3 @@ def _unreadable(body: bytes, error: EngineStateError) -> Report:
         epoch=0, seq=0, leader=None, counts=Counts(bytes=len(body)), garbage=Garbage([], [], []),
         findings=[finding], has_moved=False,
     )  # fmt: skip
-
-
-def _key(name: str) -> str:
-    return f"{SEGMENTS_PREFIX}{name}.json"

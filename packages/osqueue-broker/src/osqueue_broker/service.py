@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 from dataclasses import asdict
+from functools import cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -34,8 +35,14 @@ and `heartbeatJobs`; `wait` in claims; pages and filters in `listJobs`."""
 _MAKES_JOB: Final = frozenset({SUBMIT_JOB.name, SUBMIT_JOBS.name})
 _MAKES_LEASE: Final = frozenset({CLAIM_JOB.name, CLAIM_JOBS.name})
 
+_BOUNDED: Final = frozenset({"request_id", "max_attempts", "retry", "wait"})
+"""Fields of requests that never hold much."""
+
 _ENTRY: Final = 128
 """Bytes of an entry of a batch without its texts."""
+
+_CLAIMED: Final = 256
+"""Bytes that are counted for each job that a claim asks for."""
 
 _ANY_READ: Final = Mutation(GET_STATS, GET_STATS.request(), "")
 
@@ -128,7 +135,7 @@ class QueueService:
 def _size(request: Model) -> int:
     """Return about how many bytes a request holds while it waits."""
     size = 0
-    for name in _UNBOUNDED[type(request)]:
+    for name in _unbounded_fields(type(request)):
         value = getattr(request, name)
         if isinstance(value, Raw):
             size += len(memoryview(value))
@@ -139,24 +146,13 @@ def _size(request: Model) -> int:
         elif isinstance(value, Model):
             size += _size(value)
         elif isinstance(value, int):  # the limit of a claim
-            size += value * _JOB
+            size += value * _CLAIMED
     return size
 
 
-class _Unbounded(dict[type[Model], tuple[str, ...]]):
-    """The fields of each model that may hold much."""
-
-    def __missing__(self, model: type[Model]) -> tuple[str, ...]:
-        names = model.__struct_fields__
-        self[model] = found = tuple(name for name in names if name not in _BOUNDED)
-        return found
-
-
-_JOB: Final = 256
-"""Bytes that are counted for each job of a claim."""
-
-_BOUNDED: Final = frozenset({"request_id", "max_attempts", "retry", "wait"})
-_UNBOUNDED: Final = _Unbounded()
+@cache
+def _unbounded_fields(model: type[Model]) -> tuple[str, ...]:
+    return tuple(name for name in model.__struct_fields__ if name not in _BOUNDED)
 
 
 def _camel(name: str) -> str:

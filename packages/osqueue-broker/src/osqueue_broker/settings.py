@@ -148,11 +148,13 @@ class BrokerSettings:
 
     def rules(self, storage: StorageBackend) -> Rules:
         """What the state machine needs to know of all this."""
+        limit = storage.max_object_bytes
         return Rules(
             heartbeat_timeout=self.heartbeat_timeout,
             max_attempts=self.max_attempts,
-            max_document_bytes=storage.max_object_bytes,
-            segment_threshold=self.segment_threshold,
+            max_document_bytes=limit,
+            # The document may be twice as large for a while, and so are segments that are made of others.
+            segment_threshold=min(self.segment_threshold, limit // 4 if limit else self.segment_threshold),
         )
 
 

@@ -14,7 +14,7 @@ from . import models, operations
 from .calls import Calls
 from .errors import JobNotFoundError, LeaseLostError, OsqueueError, error_from_wire
 from .features import BATCH
-from .models import BATCH_LIMIT, EntryError, Lease, LeasedChange, LeasedJob, NewJob
+from .models import BATCH_LIMIT, EntryError, Lease, LeasedJob, LeasedJobs, NewJob
 from .operations import Operation
 from .repeats import NotKnown
 from .waiting import wait_for_jobs
@@ -53,34 +53,38 @@ async def complete(
     calls: Calls, worker_id: str, leases: Sequence[Lease], timeout: float | None
 ) -> list[OsqueueError | None]:
     """End jobs as done; return for each None, or why it was not. Raises if no request was answered at all."""
-
-    async def many(part: Sequence[Lease]) -> list[OsqueueError | None]:
-        request = models.LeasedChanges(worker_id=worker_id, jobs=tuple(part))
-        answer = await calls.call(operations.COMPLETE_JOBS, request, timeout, needs=BATCH)
-        return lease_results(answer, len(part), operations.COMPLETE_JOBS)
-
-    async def one(lease: Lease) -> None:
-        request = LeasedChange(job_id=lease.job_id, worker_id=worker_id, lease_token=lease.lease_token)
-        await calls.call(operations.COMPLETE_JOB, request, timeout)
-
-    return await _each_part(leases, many, one)
+    return await _each_lease(
+        calls, operations.COMPLETE_JOBS, operations.COMPLETE_JOB, worker_id, leases, timeout
+    )
 
 
 async def heartbeat(
     calls: Calls, worker_id: str, leases: Sequence[Lease], timeout: float | None
 ) -> list[OsqueueError | None]:
     """Keep leases; return for each None, or why it was not kept. Raises if no request was answered at all."""
+    return await _each_lease(
+        calls, operations.HEARTBEAT_JOBS, operations.HEARTBEAT, worker_id, leases, timeout
+    )
 
-    async def many(part: Sequence[Lease]) -> list[OsqueueError | None]:
-        request = models.LeasedJobs(worker_id=worker_id, jobs=tuple(part))
-        answer = await calls.call(operations.HEARTBEAT_JOBS, request, timeout, needs=BATCH)
-        return lease_results(answer, len(part), operations.HEARTBEAT_JOBS)
 
-    async def one(lease: Lease) -> None:
-        request = LeasedJob(job_id=lease.job_id, worker_id=worker_id, lease_token=lease.lease_token)
-        await calls.call(operations.HEARTBEAT, request, timeout)
+async def _each_lease(
+    calls: Calls,
+    many: Operation[LeasedJobs, models.LeasedResults],
+    one: Operation[LeasedJob, models.Empty],
+    worker_id: str,
+    leases: Sequence[Lease],
+    timeout: float | None,
+) -> list[OsqueueError | None]:
+    async def ask_many(part: Sequence[Lease]) -> list[OsqueueError | None]:
+        request = many.request(worker_id=worker_id, jobs=tuple(part))
+        answer = await calls.call(many, request, timeout, needs=BATCH)
+        return lease_results(answer, len(part), many)
 
-    return await _each_part(leases, many, one)
+    async def ask_one(lease: Lease) -> None:
+        request = one.request(job_id=lease.job_id, worker_id=worker_id, lease_token=lease.lease_token)
+        await calls.call(one, request, timeout)
+
+    return await _each_part(leases, ask_many, ask_one)
 
 
 async def claim(

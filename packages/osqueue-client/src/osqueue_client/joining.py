@@ -164,33 +164,24 @@ def _submits(requests: Sequence[SubmitJob]) -> Model:
     return models.SubmitJobs(jobs=tuple(jobs))
 
 
-def _leases(requests: Sequence[LeasedJob]) -> tuple[models.Lease, ...]:
-    return tuple(models.Lease(job_id=lease.job_id, lease_token=lease.lease_token) for lease in requests)
-
-
-def _completes(requests: Sequence[LeasedJob]) -> Model:
-    return models.LeasedChanges(worker_id=requests[0].worker_id, jobs=_leases(requests))
-
-
-def _heartbeats(requests: Sequence[LeasedJob]) -> Model:
-    return models.LeasedJobs(worker_id=requests[0].worker_id, jobs=_leases(requests))
-
-
 def _submitted(answer: models.JobsSubmitted, count: int) -> Sequence[Model | Exception]:
     results = job_results(answer, count, operations.SUBMIT_JOB)
     return [JobSubmitted(job_id=result) if isinstance(result, str) else result for result in results]
 
 
-def _completed(answer: models.LeasedResults, count: int) -> Sequence[Model | Exception]:
-    return [error or _DONE for error in lease_results(answer, count, operations.COMPLETE_JOB)]
+def _of_leases(many: Operation[models.LeasedJobs, models.LeasedResults], one: AnyOperation) -> _Joint:
+    def request_of(requests: Sequence[LeasedJob]) -> Model:
+        leases = (models.Lease(job_id=lease.job_id, lease_token=lease.lease_token) for lease in requests)
+        return many.request(worker_id=requests[0].worker_id, jobs=tuple(leases))
 
+    def answers_in(answer: models.LeasedResults, count: int) -> Sequence[Model | Exception]:
+        return [error or _DONE for error in lease_results(answer, count, one)]
 
-def _kept(answer: models.LeasedResults, count: int) -> Sequence[Model | Exception]:
-    return [error or _DONE for error in lease_results(answer, count, operations.HEARTBEAT)]
+    return _Joint(many, request_of, answers_in)
 
 
 _JOINTS: Final = {
     operations.SUBMIT_JOB.name: _Joint(operations.SUBMIT_JOBS, _submits, _submitted),
-    operations.COMPLETE_JOB.name: _Joint(operations.COMPLETE_JOBS, _completes, _completed),
-    operations.HEARTBEAT.name: _Joint(operations.HEARTBEAT_JOBS, _heartbeats, _kept),
+    operations.COMPLETE_JOB.name: _of_leases(operations.COMPLETE_JOBS, operations.COMPLETE_JOB),
+    operations.HEARTBEAT.name: _of_leases(operations.HEARTBEAT_JOBS, operations.HEARTBEAT),
 }

@@ -12,6 +12,7 @@ from osqueue_client.errors import OsqueueError
 from osqueue_client.operations import AnyOperation
 
 from . import burials, claims, leases, reads, sealing, submits
+from .entries import entries_done
 from .mutation import DONE, Answer, Mutation, Outcome
 from .once import answer_once
 from .rules import Now
@@ -24,17 +25,13 @@ class Applied:
     """The answers to a batch, one a mutation, and whether a commit must land before they are given.
 
     `late` are claims of earlier batches that have waited until now, with their answers; `needed` the segments that must
-    be read before those can be answered whose answer is `SegmentNeeded`; `changes` counts what was changed.
+    be read before those can be answered whose answer is `SegmentNeeded`.
     """
 
     answers: list[Answer]
     late: list[tuple[Mutation, Answer]]
     needed: list[Segment]
-    changes: int
-
-    @property
-    def has_changed(self) -> bool:
-        return self.changes > 0
+    has_changed: bool
 
 
 def apply(state: QueueState, batch: Sequence[Mutation], now: Now) -> Applied:
@@ -61,7 +58,7 @@ def apply(state: QueueState, batch: Sequence[Mutation], now: Now) -> Applied:
     late = _answer_waiting(state, now)
     for place in new_claims:
         answers[place] = _answer(state, batch[place], now)
-    return Applied(answers, late, _needed(answers, late), state.changes - before)
+    return Applied(answers, late, _needed(answers, late), state.changes != before)
 
 
 def never_changes(operation: AnyOperation) -> bool:
@@ -72,7 +69,13 @@ def never_changes(operation: AnyOperation) -> bool:
 def answer_without_commit(state: QueueState, batch: Sequence[Mutation], now: Now) -> Applied:
     """Answer what never changes anything; no lease expires meanwhile."""
     answers = [_answer(state, mutation, now) for mutation in batch]
-    return Applied(answers, [], _needed(answers, []), 0)
+    return Applied(answers, [], _needed(answers, []), has_changed=False)
+
+
+def requests_done(batch: Sequence[Mutation], applied: Applied) -> int:
+    """Return how many requests that may change the queue were done, each entry of a batch counted."""
+    answered = (*zip(batch, applied.answers, strict=True), *applied.late)
+    return sum(entries_done(answer) for mutation, answer in answered if mutation.operation.name in _CHANGES)
 
 
 def _needed(answers: list[Answer], late: list[tuple[Mutation, Answer]]) -> list[Segment]:
@@ -126,6 +129,10 @@ _HEARTBEATS: Final = frozenset({operations.HEARTBEAT.name, operations.HEARTBEAT_
 _OF_LEASES: Final = _HEARTBEATS | {
     operations.COMPLETE_JOB.name, operations.COMPLETE_JOBS.name, operations.FAIL_JOB.name,
 }  # fmt: skip
+
+_CHANGES: Final = frozenset(
+    operation.name for operation in operations.OPERATIONS if not never_changes(operation)
+)
 
 _CLAIMS: Final = frozenset({operations.CLAIM_JOB.name, operations.CLAIM_JOBS.name})
 

@@ -65,22 +65,15 @@ def use_merged(state: QueueState, merge: Merge) -> None:
     if gone.bit_count() * 2 > count:
         state.segments.dropped.append(merge.name)  # not worth it any more
         return
-    for part in merge.parts:
-        if state.segments.get(part.id) is part:
-            state.segments.drop(part)
-    state.add_change()
-    state.load_segment(
-        Segment(
-            SegmentText(
-                name=merge.name,
-                first=merge.parts[0].position,
-                last=merge.parts[-1].last,
-                jobs=count,
-                bytes=len(merge.body),
-                first_id=min(part.first_id for part in merge.parts),
-                last_id=max(part.last_id for part in merge.parts),
-                types=None if types is None or len(types) > TYPES_TOLD else dict(types),
-                gone=b64encode(gone.to_bytes((count + 7) // 8, "little")).decode() if gone else "",
-            )
-        )
+    summary = SegmentText(
+        name=merge.name,
+        first=merge.parts[0].position,
+        last=merge.parts[-1].last,
+        jobs=count,
+        bytes=len(merge.body),
+        first_id=min(part.first_id for part in merge.parts),
+        last_id=max(part.last_id for part in merge.parts),
+        types=None if types is None or len(types) > TYPES_TOLD else dict(types),
+        gone=b64encode(gone.to_bytes((count + 7) // 8, "little")).decode() if gone else "",
     )
+    state.replace_segments(merge.parts, Segment(summary))

@@ -84,15 +84,14 @@ def _require_room(state: QueueState, mutation: Mutation, session: ClientSession 
             f" {session.lowest}, for which it still waits",
             retry_after=1.0,
         )
-    # Whatever ends a job makes room.
-    is_growth = not isinstance(mutation.request, models.LeasedJob | models.LeasedJobs | models.DeadJobRef)
-    if is_growth and state.sessions.bytes >= BYTES_LIMIT:
+    if isinstance(mutation.request, models.LeasedJob | models.LeasedJobs | models.DeadJobRef):
+        return  # whatever ends a job makes room
+    if state.sessions.bytes >= BYTES_LIMIT:
         raise QueueFullError(
             f"{operation.name}: {state.sessions.bytes:,} bytes of answers are remembered, for clients that may ask for"
             " them again",
             retry_after=1.0,
         )
-    # Only claims: whatever ends a job makes room.
     is_claim = isinstance(mutation.request, models.ClaimJob | models.ClaimJobs)
     if is_claim and state.is_short_of_room(_CLAIM_ROOM):
         raise QueueFullError("the queue document has no room to remember a claim", retry_after=1.0)

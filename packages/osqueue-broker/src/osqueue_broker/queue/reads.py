@@ -23,6 +23,9 @@ Entry = TypeVar("Entry", Job, DeadJob)
 
 _position = attrgetter("position")
 
+_START: Final = -1
+"""The place before all jobs."""
+
 DEAD_PAGE: Final = 100
 """Dead jobs on a page when the request does not say."""
 
@@ -161,9 +164,12 @@ def _page(entries: Iterable[Entry], limit: int, end: int | None) -> tuple[list[E
 
 
 def _place_of(state: QueueState, cursor: str | None) -> int:
-    since, dash, position = (cursor or "").partition("-")
-    if not dash:
-        return _cursor("listJobs", cursor and "?")
+    """Return the place that a cursor of `listJobs` stands for: an epoch, and a position that its leader gave."""
+    if not cursor:
+        return _START
+    since, _, position = cursor.partition("-")
+    if not position:
+        raise _no_cursor("listJobs")
     if state.positions_since not in (0, _cursor("listJobs", since)):
         raise BrokerProtocolError(
             "listJobs: field 'cursor' is one of a leader before this one: list from the start again",
@@ -175,10 +181,14 @@ def _place_of(state: QueueState, cursor: str | None) -> int:
 
 def _cursor(method: str, text: str | None) -> int:
     if not text:
-        return -1
+        return _START
     if text.isascii() and text.isdigit() and len(text) < 19:
         return int(text)
-    raise BrokerProtocolError(
+    raise _no_cursor(method)
+
+
+def _no_cursor(method: str) -> BrokerProtocolError:
+    return BrokerProtocolError(
         f"{method}: field 'cursor' is not one that {method} answered", field="cursor", method=method
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING
@@ -297,9 +298,13 @@ class QueueState:
         self.load_dead(dead)
         return dead
 
-    def add_change(self) -> None:
-        """Have a commit owed."""
+    def replace_segments(self, parts: Iterable[Segment], merged: Segment) -> None:
+        """Put a segment in the place of those whose jobs it holds; of these, some may be used up."""
         self._changed()
+        for part in parts:
+            if self.segments.get(part.id) is part:
+                self.segments.drop(part)
+        self.load_segment(merged)
 
     def move_to_segment(self, job: Job | DeadJob) -> None:
         """Take out of the document a claimable or a dead job that stands in a segment from now on."""
