@@ -369,6 +369,7 @@ class FaultyStore(MemoryBackend):
         self.attempts: list[tuple[bytes, str]] = []
         self.created: list[bytes] = []
         self.sent_at: list[float] = []  # of creates and writes, by the event loop's clock
+        self.document_sent_at: list[float] = []  # of the document's alone
         self.gate = asyncio.Event()
         self.gate.set()
         self.in_flight = self.most_in_flight = self.at_gate = self.creates = 0
@@ -382,6 +383,7 @@ class FaultyStore(MemoryBackend):
         try:
             self.attempts.append((body, expected_version))
             self.sent_at.append(asyncio.get_running_loop().time())
+            self.document_sent_at.append(self.sent_at[-1])
             fault = self.faults.pop(0) if self.faults else ""
             if not self.gate.is_set():
                 self.at_gate += 1

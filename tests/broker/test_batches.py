@@ -354,9 +354,9 @@ async def test_a_batch_of_the_largest_size_is_taken(wire: Any) -> None:
 async def test_a_full_document_refuses_a_part_of_a_batch_on_every_transport(name: str) -> None:
     store = FaultyStore()
     store.max_object_bytes = 8_000
-    store.takes_segments = False
     payload = '"' + "x" * 2_000 + '"'
     async with BrokerServer(storage=store, port=0) as server, opened(server, name) as wire:
+        store.takes_segments = False
         results = (await wire.call("submitJobs", jobs=[{"payload": payload}] * 5))["results"]
         errors = [result["error"]["_tag"] for result in results if "error" in result]
         assert 0 < len(errors) < 5

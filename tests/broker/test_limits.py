@@ -84,8 +84,8 @@ async def test_a_full_document_refuses_submits_and_goes_on_with_all_the_rest(
 ) -> None:
     store = FaultyStore()
     store.max_object_bytes = 8000
-    store.takes_segments = False
     async with BrokerServer(storage=store, port=0) as server, opened(server, name) as wire:
+        store.takes_segments = False
         ids = [(await wire.call("submitJob", payload=PAYLOAD, type="t"))["jobId"] for _ in range(8)]
         while (error := await submit_until_full(wire, ids)) is None:
             assert len(ids) < 20

@@ -7,13 +7,21 @@ import random
 from typing import Any
 
 import pytest
-from broker.deep_queue import DeepQueue
+from broker.deep_queue import THRESHOLD, DeepQueue
 
+from osqueue_broker.queue import segments
 from osqueue_broker.queue.merging import Merge
+from osqueue_broker.queue.rules import Rules
 from osqueue_broker.queue.segment import Contents
 from osqueue_broker.queue.segments import KEPT_READ
 from osqueue_client import models, operations
 from osqueue_client.errors import EngineStateError, JobNotFoundError, LeaseLostError, StorageBackendError
+
+
+@pytest.fixture(autouse=True)
+def few_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small segments are given up again, as large ones are."""
+    monkeypatch.setattr(segments, "KEPT_BYTES", 0)
 
 
 def deep(count: int = 120, *, types: tuple[str, ...] = (), **rules: Any) -> tuple[DeepQueue, list[str]]:
@@ -272,9 +280,34 @@ def test_a_job_in_a_segment_is_leased_by_nobody() -> None:
 def test_a_job_that_is_nowhere_is_not_found_however_many_segments_there_are() -> None:
     queue, ids = deep(200)
     unknown = ids[100][:-1] + ("0" if ids[100][-1] != "0" else "1")
-    for id in ("00000000-0000-4000-8000-000000000000", "no id at all", unknown + "0"):
+    for id in ("00000000-0000-4000-8000-000000000000", "no id at all"):
         with pytest.raises(JobNotFoundError):
             queue.ask(operations.COMPLETE_JOB, job_id=id, worker_id="w")
+    # It might stand in a segment, which is not read for that.
+    with pytest.raises(LeaseLostError):
+        queue.ask(operations.COMPLETE_JOB, job_id=unknown, worker_id="w")
+    assert queue.reads == []
+    while queue.claim().job_id != ids[99]:
+        pass
+    with pytest.raises(JobNotFoundError):
+        queue.ask(operations.COMPLETE_JOB, job_id=unknown, worker_id="w")
+
+
+def test_a_batch_of_leases_is_answered_though_its_jobs_stand_in_more_segments_than_are_kept_in_memory() -> (
+    None
+):
+    queue, ids = deep(500)
+    queue.take_over()
+    claimed = queue.claim()
+    assert len(queue.state.segments) > KEPT_READ
+    reads = len(queue.reads)
+    leases = tuple(models.Lease(job_id=id) for id in ids)
+    for operation in (operations.HEARTBEAT_JOBS, operations.COMPLETE_JOBS):
+        results = queue.ask(operation, worker_id="w", jobs=leases).results
+        assert [id for id, result in zip(ids, results, strict=True) if result.error is None] == [
+            claimed.job_id
+        ]
+    assert len(queue.reads) == reads
 
 
 def test_a_job_that_came_out_of_a_segment_and_is_done_is_not_found() -> None:
@@ -288,22 +321,24 @@ def test_a_job_that_came_out_of_a_segment_and_is_done_is_not_found() -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_jobs_are_found_among_more_segments_that_may_hold_them_than_are_kept_in_memory(
+def test_dead_jobs_are_found_among_more_segments_that_may_hold_them_than_are_kept_in_memory(
     reverse: bool,
 ) -> None:
-    queue = DeepQueue()
+    queue = DeepQueue(max_attempts=1)
     chance = random.Random(5)
+    ids = []
     for number in range(500):  # ids as other brokers make them
         queue.new_id = lambda: f"{chance.getrandbits(32):08x}-0000-4000-8000-000000000000"  # type: ignore[method-assign]
-        queue.submit(number)
+        ids.append(queue.submit(number))
+        fail(queue, queue.claim())
         queue.seal()
-    assert len(queue.state.segments) > KEPT_READ
-    waiting = [json.loads(bytes(t)) for _, b in sorted(queue.objects.items()) for t in texts(b)]
+    assert len(queue.state.dead_segments) > KEPT_READ
     queue.take_over()
-    for job in reversed(waiting) if reverse else waiting:
-        expected = LeaseLostError if job["id"] in all_ids(queue) else JobNotFoundError
-        with pytest.raises(expected):
-            queue.ask(operations.COMPLETE_JOB, job_id=job["id"], worker_id="w")
+    for id in reversed(ids) if reverse else ids:
+        queue.ask(operations.DELETE_DEAD, job_id=id)
+        with pytest.raises(JobNotFoundError):
+            queue.ask(operations.DELETE_DEAD, job_id=id)
+    assert stats(queue) == (0, 0, 0, 0, 0)
 
 
 def test_a_segment_that_is_lost_is_passed_over_and_its_jobs_are_not_denied() -> None:
@@ -311,15 +346,60 @@ def test_a_segment_that_is_lost_is_passed_over_and_its_jobs_are_not_denied() -> 
     lost = list(queue.state.segments)[1]
     in_it = [json.loads(bytes(text))["id"] for text in texts(queue.objects[lost.id])]
     lost.is_lost = True
-    with pytest.raises(StorageBackendError) as refused:
+    with pytest.raises(LeaseLostError):
         queue.ask(operations.COMPLETE_JOB, job_id=in_it[0], worker_id="w")
-    assert refused.value.outcome == "not_applied"
     assert drain(queue) == [id for id in ids if id not in in_it]
     assert [job.id for job in queue.pages(operations.LIST_JOBS, 10)] == []
     assert queue.ask(operations.GET_STATS).unclaimed == len(in_it)
     queue.take_over()
     lost = next(iter(queue.state.segments))
     assert drain(queue) == in_it
+
+
+def test_a_dead_job_that_may_stand_in_a_lost_segment_is_not_denied() -> None:
+    queue = DeepQueue(max_attempts=1)
+    ids = []
+    for number in range(100):
+        ids.append(queue.submit(number))
+        fail(queue, queue.claim())
+        queue.seal()
+    next(iter(queue.state.dead_segments)).is_lost = True
+    with pytest.raises(StorageBackendError) as refused:
+        queue.ask(operations.REQUEUE_DEAD, job_id=ids[0])
+    assert refused.value.outcome == "not_applied"
+
+
+def test_jobs_that_come_back_after_the_last_segment_was_used_up_are_sealed_again() -> None:
+    queue, ids = deep(120)
+    claimed = [queue.claim() for _ in ids]
+    assert len(queue.state.segments) == 0
+    for each in claimed:
+        fail(queue, each)
+    assert queue.seal() > 0
+    assert drain(queue) == ids
+
+
+@pytest.mark.parametrize("operation", [operations.CLAIM_JOB, operations.CLAIM_JOBS])
+def test_a_claim_that_only_buries_exhausted_jobs_is_answered_empty_and_not_remembered(operation: Any) -> None:
+    queue = DeepQueue(max_attempts=3)
+    ids = [queue.submit(number) for number in range(60)]
+    for each in [queue.claim() for _ in ids]:
+        fail(queue, each)
+    queue.seal()
+    in_document = len(queue.state.jobs)
+    queue.rules = Rules(segment_threshold=THRESHOLD, max_attempts=1)
+    queue.take_over()
+    claim = {"worker_id": "w", "request_id": models.RequestId(session="s", number=1, lowest=1)}
+    if operation is operations.CLAIM_JOBS:
+        claim["limit"] = 100
+    for _ in range(2):
+        answer = queue.ask(operation, **claim)
+        assert (answer.job_id if operation is operations.CLAIM_JOB else answer.jobs) in (None, ())
+    assert 0 < stats(queue)[4] <= 60
+    assert stats(queue)[4] >= 60 - in_document
+    queue.submit("new")
+    answer = queue.ask(operation, **claim)
+    assert answer.job_id if operation is operations.CLAIM_JOB else answer.jobs
 
 
 # Pages
@@ -508,15 +588,6 @@ def fail(queue: DeepQueue, claimed: models.ClaimedJob) -> None:
 
 def texts(body: bytes) -> list[Any]:
     return [json.dumps(job).encode() for job in json.loads(body)["jobs"]]
-
-
-def all_ids(queue: DeepQueue) -> set[str]:
-    """The ids of all that stands in segments and is not gone."""
-    ids = set()
-    for segment in queue.state.segments:
-        jobs = json.loads(queue.objects[segment.id])["jobs"]
-        ids |= {jobs[place]["id"] for place in segment.left_places()}
-    return ids
 
 
 def shape(queue: DeepQueue, body: bytes | None = None) -> bytes:

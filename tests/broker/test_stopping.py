@@ -9,9 +9,11 @@ import sys
 from typing import Any
 
 import pytest
-from broker.support import FaultyStore, Refused, opened, until
+from broker.support import FaultyStore, Refused, in_fake_time, leading, opened, until
+from msgspec import Raw
 
 from osqueue_broker import BrokerServer, BrokerSettings
+from osqueue_client import operations
 from osqueue_client.errors import BrokerLeadershipError, StorageBackendError
 
 HANGING_COMMAND = """
@@ -81,6 +83,18 @@ async def test_the_command_says_so_in_one_line_and_by_its_exit_status() -> None:
     assert last.startswith(
         "osqueue-broker: StorageBackendError: stopped, but the leadership was not handed over"
     )
+
+
+@in_fake_time
+async def test_all_that_waits_is_committed_however_much_it_is() -> None:
+    store = FaultyStore()
+    payload = Raw(b'"' + b"x" * 3_000 + b'"')
+    async with leading(store, segment_threshold=8_000) as leader:
+        await leader.ask(operations.SUBMIT_JOB)
+        asked = [leader.put_sized(operations.SUBMIT_JOB, 3_000, payload=payload) for _ in range(8)]
+        await leader.stop()
+        ids = [(await each).job_id for each in asked]
+    assert [job["id"] for job in store.now()["jobs"]][1:] == ids
 
 
 async def test_a_store_that_answers_again_while_the_broker_stops_gets_the_hand_over() -> None:

@@ -218,6 +218,17 @@ def test_a_claim_that_is_repeated_while_the_first_still_waits_gets_the_same_leas
     assert queue.state.in_progress == 2
 
 
+def test_a_claim_that_is_repeated_with_other_types_is_served_by_whichever_gets_a_job_first() -> None:
+    queue = Queue()
+    queue.wait("w", "a", number=1)
+    queue.wait("w", "b", number=1)
+    (_, first), (_, again) = queue.do(job("b", type="b")).late
+    assert first == again
+    assert isinstance(first, models.ClaimedJob)
+    assert first.job_id == "b"
+    assert len(queue.state.waiting_claims) == 0
+
+
 def test_many_types_at_once_are_given_in_the_order_of_the_jobs() -> None:
     queue = Queue()
     for place in range(200):

@@ -213,8 +213,8 @@ MUTANTS: Final = (
     Mutant(
         "forget what was answered to requests with an id",
         f"{BROKER}/queue/once.py",
-        "        sessions.remember(session, id.number, _remembered(id.number, answer))\n",
-        "        pass\n",
+        "    sessions.remember(session, id.number, _remembered(id.number, answer))\n",
+        "",
         50,
     ),
     Mutant(
@@ -423,15 +423,15 @@ MUTANTS: Final = (
     Mutant(
         "answer a batch that is half done as done",
         f"{BROKER}/queue/leases.py",
-        "            models.LeasedEntry(error=entry_error(each)) if isinstance(each, OsqueueError) else _DONE_ENTRY\n",
-        "            _DONE_ENTRY\n",
+        "                result = models.LeasedEntry(error=entry_error(error))\n",
+        "                del error\n",
         50,
     ),
     Mutant(
         "remember of a batch that all of it was done",
         f"{BROKER}/queue/once.py",
         "            return Remembered(number, refused=leases.refused(answer))\n",
-        "            return Remembered(number, refused=())\n",
+        "            return Remembered(number, refused=0)\n",
         300,
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from typing import Final
 
 from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
@@ -74,6 +75,7 @@ class CommitLoop:
         self._longest_step = min(settings.broker_heartbeat_interval, settings.heartbeat_timeout / 3)
         self._seen_at = clock.monotonic()
         self._patience = 0.0
+        self._commit_takes = 0.0
 
     @property
     def document(self) -> bytes:
@@ -105,6 +107,7 @@ class CommitLoop:
     def stop(self) -> None:
         """Have `run` commit what waits, hand the leadership over, and return."""
         self.drain()
+        self._segments.stop()  # a budget on the store is for the hand-over now
         self._stopping = True
         self._inbox.wake()
 
@@ -150,7 +153,8 @@ class CommitLoop:
         state = self._term.state
         for new_id in self._inbox.take_withdrawn():
             state.waiting_claims.remove(new_id)
-        batch = [waiting.mutation for waiting in self._inbox.take(self._room())]
+        room = math.inf if leader is None else self._room()  # the last batch is of all that waits
+        batch = [waiting.mutation for waiting in self._inbox.take(room)]
         applied = apply(state, batch, now)
         self._inbox.take_late(claim for claim, _ in applied.late)
         owes_commit = applied.has_changed or leader is None or self._sign_of_life_in() <= 0
@@ -172,23 +176,24 @@ class CommitLoop:
         """Return how many bytes of requests the next batch may hold.
 
         It is bounded so that no batch holds up the event loop for long, and that the document does not grow faster
-        than segments are made of it.
+        than segments are made of it; but where commits take long, what waits must not wait for many of them.
         """
         threshold = self._term.state.rules.segment_threshold
-        return max(min(threshold // 2, 2 * threshold - len(self._term.body)), threshold // 8)
+        room = max(min(threshold // 2, 2 * threshold - len(self._term.body)), threshold // 8)
+        commits = self._settings.request_timeout / 4 / max(self._commit_takes, self._writer.spacing, 1e-6)
+        return max(room, math.ceil(self._inbox.bytes / commits))
 
     def _answer(self, applied: Applied) -> None:
         self._inbox.answer(applied.answers)
         if applied.late:
             self._inbox.answer_late(applied)
+        for segment in applied.needed:  # once more: they may have been read, and given up again, meanwhile
+            self._segments.need(segment)
 
     def _answer_quiet(self) -> None:
         """Answer what never needs a write, from the committed state."""
         mutations = [waiting.mutation for waiting in self._inbox.take_quiet()]
-        applied = answer_without_commit(self._term.state, mutations, self._now())
-        for segment in applied.needed:
-            self._segments.need(segment)
-        self._answer(applied)
+        self._answer(answer_without_commit(self._term.state, mutations, self._now()))
 
     async def _write(self, *, broker: str | None) -> Superseded | None:
         """Write the state; return None when it has landed, else by what it was superseded."""
@@ -203,6 +208,7 @@ class CommitLoop:
         match await self._writer.replace(body, header.stamp, term.version):
             case Landed(version):
                 landed_at = self._clock.monotonic()
+                self._commit_takes = landed_at - began_at
                 self._patience = min(sent_at - began_at + (landed_at - sent_at) / 4, _LONGEST_GATHERING)
                 self._term = Term(term.state, header, version, sent_at, body)
                 self._written.note(len(body), landed_at - sent_at)

@@ -65,8 +65,9 @@ class DocumentWriter:
         self._storage = storage
         self._key = key
         self._attempt_timeout = settings.attempt_timeout
-        self._spacing = settings.write_spacing(storage)
-        self._longest_delay = settings.slowest_spacing(storage)
+        self.spacing = settings.write_spacing(storage)
+        """Seconds from one write to the next at least."""
+        self._longest_delay = settings.longest_delay(storage)
         self._longest_read_delay = settings.slowest_read(storage)
         self._size = 0
         """Bytes of the document, as far as is known."""
@@ -111,7 +112,7 @@ class DocumentWriter:
 
     def due_in(self) -> float:
         """Seconds until the store may be written again."""
-        return max(self._sent_at + self._spacing - self._clock.monotonic(), 0.0)
+        return max(self._sent_at + self.spacing - self._clock.monotonic(), 0.0)
 
     async def replace(self, body: bytes, commit: Stamp, expected_version: str | None) -> WriteEnd:
         """Replace the document at `expected_version` (None: create it), and return how that ended.

@@ -85,7 +85,8 @@ class Inbox:
         self._quiet: deque[Waiting] = deque()
         self._pending: deque[Waiting] = deque()
         self._own: deque[Waiting] = deque()
-        self._bytes = 0
+        self.bytes = 0
+        """Of all that waits to be taken, for a segment included."""
         self._taken: list[Waiting] = []
         self._late: dict[str, Waiting] = {}
         self._held: dict[str, Waiting] = {}
@@ -94,12 +95,12 @@ class Inbox:
         self._waits_end: list[tuple[float, str]] = []
         self._withdrawn: list[str] = []
         self._deferred: dict[str, list[Waiting]] = {}
-        self._deferred_count = 0
         self._next_sweep_at = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._closed_with: OsqueueError | None = None
 
     def __len__(self) -> int:
+        """How many can be taken into a batch."""
         return len(self._pending) + len(self._quiet) + len(self._own)
 
     def put(self, mutation: Mutation, size: int) -> asyncio.Future[Model]:
@@ -117,12 +118,12 @@ class Inbox:
                 self._drop_withdrawn()
             if self._is_full(size):
                 raise QueueFullError(
-                    f"{len(self):,} requests ({self._bytes:,} bytes) wait for the store", retry_after=1.0
+                    f"{len(self):,} requests ({self.bytes:,} bytes) wait for the store", retry_after=1.0
                 )
         answer: asyncio.Future[Model] = self._loop.create_future()
         queue = self._quiet if never_changes(mutation.operation) else self._pending
         queue.append(Waiting(mutation, size, answer, self._loop.time()))
-        self._bytes += size
+        self.bytes += size
         if not self._arrived.is_set():
             self._arrived.set()
         if self._all_callers is not None and not self.lacks_callers:
@@ -145,12 +146,12 @@ class Inbox:
         Of what may change something so much as makes up `limit` bytes, and always one request; the rest waits on.
         """
         batch = [waiting for queue in (self._quiet, self._own) for waiting in queue if not waiting.is_over]
-        self._bytes -= sum(waiting.size for waiting in self._quiet)
+        self.bytes -= sum(waiting.size for waiting in self._quiet)
         self._quiet.clear()
         self._own.clear()
         while self._pending and limit > 0:
             waiting = self._pending.popleft()
-            self._bytes -= waiting.size
+            self.bytes -= waiting.size
             if not waiting.is_over:
                 limit -= waiting.size
                 batch.append(waiting)
@@ -210,7 +211,7 @@ class Inbox:
     def take_quiet(self) -> list[Waiting]:
         """Return those that wait and never change anything."""
         batch = [waiting for waiting in self._quiet if not waiting.is_over]
-        self._bytes -= sum(waiting.size for waiting in self._quiet)
+        self.bytes -= sum(waiting.size for waiting in self._quiet)
         self._quiet.clear()
         self._arrived.clear()
         self._taken = batch
@@ -246,22 +247,20 @@ class Inbox:
         """Take with the next batch what waited for a segment, or for any."""
         for name in [segment] if segment is not None else list(self._deferred):
             waiting = self._deferred.pop(name, [])
-            self._deferred_count -= len(waiting)
+            self.bytes -= sum(each.size for each in waiting)
             self._put_back(waiting)
 
     def _put_back(self, taken: list[Waiting]) -> None:
         """Have requests that were taken wait again, before all others."""
         self._pending.extendleft(reversed(taken))
-        self._bytes += sum(waiting.size for waiting in taken)
+        self.bytes += sum(waiting.size for waiting in taken)
         if self._pending:
             self._arrived.set()
 
     def _defer(self, waiting: Waiting, needed: SegmentNeeded) -> None:
-        if needed.segment.contents is not None or needed.segment.is_lost:  # read while the batch was written
-            self._put_back([waiting])
-            return
+        """Have a request wait until `resume` is called for the segment that it needs."""
         self._deferred.setdefault(needed.segment.id, []).append(waiting)
-        self._deferred_count += 1
+        self.bytes += waiting.size
 
     def _hold(self, waiting: Waiting) -> None:
         new_id = waiting.mutation.new_id
@@ -350,16 +349,18 @@ class Inbox:
     def _is_full(self, size: int) -> bool:
         settings = self._settings
         return (
-            len(self) + self._deferred_count >= settings.max_pending
-            or self._bytes + size > settings.max_pending_bytes
+            len(self) + sum(map(len, self._deferred.values())) >= settings.max_pending
+            or self.bytes + size > settings.max_pending_bytes
         )
 
     def _drop_withdrawn(self) -> None:
-        for queue in (self._quiet, self._pending):
+        self.bytes = 0
+        for queue in (self._quiet, self._pending, *self._deferred.values()):
             left = [waiting for waiting in queue if not waiting.is_over]
             queue.clear()
             queue.extend(left)
-        self._bytes = sum(waiting.size for queue in (self._quiet, self._pending) for waiting in queue)
+            self.bytes += sum(waiting.size for waiting in left)
+        self._deferred = {name: waiting for name, waiting in self._deferred.items() if waiting}
 
     def _set_alarm(self) -> None:
         # A quarter of the timeout: a request waits at most that much longer than it should.

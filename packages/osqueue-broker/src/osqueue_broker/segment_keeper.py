@@ -66,6 +66,7 @@ class SegmentKeeper:
 
     def after_commit(self, header: Header, document_bytes: int) -> None:
         """Take note of a commit that has landed."""
+        self._store.after_commit()
         state = self._state
         for dropped in (state.segments.take_dropped(), state.dead_segments.take_dropped()):
             if dropped:
@@ -76,8 +77,10 @@ class SegmentKeeper:
         self._read_front()
 
     def need(self, segment: Segment) -> None:
-        """Read a segment."""
-        if segment.id not in self._reading:
+        """Have a segment read, and `resume` called: at once if it need not, or cannot, be read."""
+        if segment.contents is not None or segment.is_lost or not self._is_held(segment):
+            self._resume(segment.id)
+        elif segment.id not in self._reading:
             self._reading.add(segment.id)
             self._start(self._read(segment))
 

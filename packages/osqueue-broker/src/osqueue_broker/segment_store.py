@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Final, TypeVar
 
 from osqueue_client.errors import CASConflictError, EngineStateError, StorageBackendError
-from osqueue_storage import StorageBackend
+from osqueue_storage import StorageBackend, Throttled
 from osqueue_storage.patience import seconds_for
 
 from .settings import SEGMENTS_PREFIX, BrokerSettings
@@ -18,21 +19,36 @@ logger = logging.getLogger("osqueue.broker.segments")
 
 T = TypeVar("T")
 
+_AT_ONCE: Final = nullcontext()
+
 _FIRST_DELAY: Final = 0.1
 _LAST_DELAY: Final = 5.0
 _SUFFIX: Final = ".json"
+
+_COMMITS_BETWEEN: Final = 2
+"""Commits from one segment to the next where they share a budget of writes."""
 
 _LISTING: Final = 60.0
 """Seconds in which all of them are listed."""
 
 
 class SegmentStore:
-    """Each method goes on until the store has answered, however long that takes."""
+    """Each method goes on until the store has answered, however long that takes.
+
+    Where the document shares a budget of writes with segments, one of these is written, or deleted, after every second
+    commit: none waits for more than one of them, nor does any request for two.
+    """
 
     def __init__(self, storage: StorageBackend, settings: BrokerSettings) -> None:
         self._storage = storage
         self._timeout = settings.attempt_timeout
-        self._delay = settings.slowest_spacing(storage) + settings.slowest_read(storage)
+        self._delay = settings.longest_delay(storage) + settings.slowest_read(storage)
+        self._turn = _Turns() if isinstance(storage, Throttled) else _AT_ONCE
+
+    def after_commit(self) -> None:
+        """Take note of a commit that has landed."""
+        if isinstance(self._turn, _Turns):
+            self._turn.after_commit()
 
     async def create(self, name: str, body: bytes) -> None:
         """Make the object of a segment. Raises `EngineStateError` if there is another one by that name."""
@@ -47,7 +63,7 @@ class SegmentStore:
                 return found.body  # an attempt whose answer was lost has made it, or somebody else
             return body
 
-        made = await self._answered("segment_write_unclear", create, name, len(body))
+        made = await self._answered("segment_write_unclear", create, name, len(body), turn=self._turn)
         if made != body:
             raise EngineStateError(f"there is another object at {key_of(name)}")
 
@@ -59,7 +75,8 @@ class SegmentStore:
 
     async def delete(self, name: str) -> None:
         """Delete the object of a segment, if there is one."""
-        await self._answered("segment_delete_failed", partial(self._storage.delete, key_of(name)), name)
+        delete = partial(self._storage.delete, key_of(name))
+        await self._answered("segment_delete_failed", delete, name, turn=self._turn)
 
     async def names(self) -> list[str]:
         """Return the names of all segments that have an object."""
@@ -74,18 +91,40 @@ class SegmentStore:
         name: str | None = None,
         size: int = 0,
         patience: float = 0.0,
+        turn: AbstractAsyncContextManager[object] = _AT_ONCE,
     ) -> T:
         """Ask until there is an answer, and log each time that there is none."""
         timeout = self._delay + max(seconds_for(size, self._timeout), patience)
         delay = _FIRST_DELAY
         while True:
-            try:
-                async with asyncio.timeout(timeout):
-                    return await request()
-            except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
-                logger.warning(event, extra={"segment": name, "error": str(error) or type(error).__name__})
+            async with turn:
+                try:
+                    async with asyncio.timeout(timeout):
+                        return await request()
+                except Exception as error:  # noqa: BLE001  # whatever a backend raises, only an answer ends this
+                    what = {"segment": name, "error": str(error) or type(error).__name__}
+                    logger.warning(event, extra=what)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY)
+
+
+class _Turns:
+    """Lets writes through one at a time, each so many commits after the last."""
+
+    def __init__(self) -> None:
+        self._commits = 0
+        self._may_write = asyncio.Semaphore(0)
+
+    def after_commit(self) -> None:
+        self._commits += 1
+        if self._commits >= _COMMITS_BETWEEN and self._may_write.locked():
+            self._may_write.release()
+
+    async def __aenter__(self) -> None:
+        await self._may_write.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._commits = 0
 
 
 async def names_in(storage: StorageBackend) -> list[str]:

@@ -142,6 +142,11 @@ class BrokerSettings:
         """Seconds from one write to the next when a budget on the store is used up."""
         return max(self.group_commit_interval, storage.slowest_write_interval)
 
+    def longest_delay(self, storage: StorageBackend) -> float:
+        """Seconds for which a budget on the store may hold a write back: a segment's may have come just before it."""
+        spacing = self.slowest_spacing(storage)
+        return 2 * spacing if isinstance(storage, Throttled) else spacing
+
     def slowest_read(self, storage: StorageBackend) -> float:
         """Seconds for which a budget on the store may hold a read back."""
         return storage.slowest_read_interval if isinstance(storage, Throttled) else 0.0

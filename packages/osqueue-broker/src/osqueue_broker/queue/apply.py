@@ -13,7 +13,7 @@ from osqueue_client.operations import AnyOperation
 
 from . import burials, claims, leases, reads, sealing, submits
 from .entries import entries_done
-from .mutation import DONE, Answer, Mutation, Outcome
+from .mutation import DONE, FOR_JOB, Answer, Mutation, Outcome
 from .once import answer_once
 from .rules import Now
 from .segment import Segment, SegmentNeeded
@@ -115,9 +115,11 @@ def _answer_waiting(state: QueueState, now: Now) -> list[tuple[Mutation, Answer]
             claim = waiting.first_for(type)
             if claim is None:
                 continue
-            for each in waiting.repeats_of(claim) or (claim,):
+            for each in (claim, *waiting.other_repeats_of(claim)):  # those get the answer to it
                 waiting.remove(each.new_id)
-                answered.append((each, _answer(state, each, now)))
+                answer = _answer(state, each, now)
+                if answer is not FOR_JOB:  # else it names other types, and waits on
+                    answered.append((each, answer))
             job = state.first_of_type(type)
         if job is not None:
             heappush(heads, (job.position, type))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Final
 
 from osqueue_client import models
-from osqueue_client.errors import JobNotFoundError, LeaseLostError, OsqueueError
+from osqueue_client.errors import JobNotFoundError, LeaseLostError
 
 from .entries import entry_error
 from .job import IN_PROGRESS, UNCLAIMED, Job
@@ -21,6 +21,9 @@ ERROR_MESSAGE_LIMIT: Final = 8192
 _SHORTEST_MESSAGE: Final = 100
 
 _DONE_ENTRY: Final = models.LeasedEntry()
+
+ALL: Final = -1
+"""The bits of all entries of a batch."""
 
 
 def heartbeat(state: QueueState, mutation: Mutation, now: Now) -> models.Model:
@@ -50,19 +53,17 @@ def complete_many(state: QueueState, mutation: Mutation, now: Now) -> models.Mod
     """End many jobs of one worker as done."""
     request = mutation.request
     assert isinstance(request, models.LeasedJobs)
-    return complete_rest(state, request, range(len(request.jobs)))
+    return complete_rest(state, request, ALL)
 
 
-def complete_rest(
-    state: QueueState, request: models.LeasedJobs, rest: Container[int]
-) -> models.LeasedResults:
-    """End as done those jobs of a batch whose places are named; the others have ended before."""
+def complete_rest(state: QueueState, request: models.LeasedJobs, rest: int) -> models.LeasedResults:
+    """End as done those jobs of a batch whose bits are set; the others have ended before."""
     return _each(state, request, state.complete, rest)
 
 
-def refused(results: models.LeasedResults) -> tuple[int, ...]:
-    """Return the places of the entries that were refused."""
-    return tuple(place for place, result in enumerate(results.results) if result.error is not None)
+def refused(results: models.LeasedResults) -> int:
+    """Return the bits of the entries that were refused, the first one's bit the lowest."""
+    return sum(1 << place for place, result in enumerate(results.results) if result.error is not None)
 
 
 def fail(state: QueueState, mutation: Mutation, now: Now) -> models.Model:
@@ -117,38 +118,25 @@ def _each(
     state: QueueState,
     request: models.LeasedJobs,
     do: Callable[[Job], None],
-    places: Container[int] | None = None,
+    places: int = ALL,
 ) -> models.LeasedResults:
-    """Do it to each job of a batch whose lease holds, and say of the others why not.
-
-    All are found before anything is changed: for one of them a segment may have to be read first.
-    """
-    found: list[Job | OsqueueError | None] = []
-    for place, lease in enumerate(request.jobs):
-        if places is not None and place not in places:
-            found.append(None)
-            continue
-        try:
-            found.append(_leased(state, lease.job_id, request.worker_id, lease.lease_token))
-        except (JobNotFoundError, LeaseLostError) as error:
-            found.append(error)
+    """Do it to each job of a batch whose bit is set and whose lease holds, and say of the others why not."""
     results = []
-    for each, lease in zip(found, request.jobs, strict=True):
-        if isinstance(each, Job):
-            if each.status == IN_PROGRESS:
-                do(each)
-            else:  # named twice
-                each = _not_found(lease.job_id)
-        results.append(
-            models.LeasedEntry(error=entry_error(each)) if isinstance(each, OsqueueError) else _DONE_ENTRY
-        )
+    for place, lease in enumerate(request.jobs):
+        result = _DONE_ENTRY
+        if places >> place & 1:
+            try:
+                do(_leased(state, lease.job_id, request.worker_id, lease.lease_token))
+            except (JobNotFoundError, LeaseLostError) as error:
+                result = models.LeasedEntry(error=entry_error(error))
+        results.append(result)
     return models.LeasedResults(results=tuple(results))
 
 
 def _leased(state: QueueState, job_id: str, worker_id: str, token: str | None) -> Job:
     job = state.jobs.get(job_id)
     if job is None:
-        if len(state.segments) and state.segments.find(job_id) is not None:
+        if state.segments.may_hold(job_id):  # none is read for that: nobody runs what stands in one
             raise _lost(worker_id, job_id, token)
         raise _not_found(job_id)
     is_holder = job.worker_id == worker_id if token is None else job.lease_token == token

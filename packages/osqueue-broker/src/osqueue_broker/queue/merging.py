@@ -5,11 +5,11 @@ Their objects are put together as they are: nothing of them is read again.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .bits import text_of_bits
 from .segment import TYPES_TOLD, Segment, SegmentText, merged_body
 from .state import QueueState
 
@@ -74,6 +74,18 @@ def use_merged(state: QueueState, merge: Merge) -> None:
         first_id=min(part.first_id for part in merge.parts),
         last_id=max(part.last_id for part in merge.parts),
         types=None if types is None or len(types) > TYPES_TOLD else dict(types),
-        gone=b64encode(gone.to_bytes((count + 7) // 8, "little")).decode() if gone else "",
+        gone=text_of_bits(gone),
     )
-    state.replace_segments(merge.parts, Segment(summary))
+    merged = Segment(summary)
+    if merged.types is None:
+        merged.type_hashes = _type_hashes(merge.parts)
+    state.replace_segments(merge.parts, merged)
+
+
+def _type_hashes(parts: Iterable[Segment]) -> frozenset[int] | None:
+    hashes: set[int] = set()
+    for part in parts:
+        if part.types is None and part.type_hashes is None:
+            return None
+        hashes.update(map(hash, part.types or ()), part.type_hashes or ())
+    return frozenset(hashes)

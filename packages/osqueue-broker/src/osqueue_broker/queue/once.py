@@ -11,6 +11,7 @@ from osqueue_client.models import Model, RequestId
 from osqueue_client.operations import CLAIM_JOB, CLAIM_JOBS, AnyOperation
 
 from . import leases, submits
+from .entries import entries_done
 from .mutation import DONE, FOR_JOB, Mutation, Outcome
 from .rules import Now
 from .sessions import ANSWERS_LIMIT, BYTES_LIMIT, LONGEST_AGE_MS, SESSIONS_LIMIT, ClientSession, Remembered
@@ -51,10 +52,11 @@ def answer_once(
     _require_room(state, mutation, session)
     changes = state.changes
     answer = do(state, mutation, now)
-    if state.changes != changes and answer is not FOR_JOB:
-        if session is None:
-            session = sessions.begin(id.session, id.lowest, now.served)
-        sessions.remember(session, id.number, _remembered(id.number, answer))
+    if state.changes == changes or answer is FOR_JOB or not entries_done(answer):
+        return answer
+    if session is None:
+        session = sessions.begin(id.session, id.lowest, now.served)
+    sessions.remember(session, id.number, _remembered(id.number, answer))
     return answer
 
 
@@ -128,7 +130,7 @@ def _again(
                     session, first.number, Remembered(first.number, refused=still_refused)
                 )
             return results
-        case Remembered(token=None, job_id=None, refused=()) if not isinstance(
+        case Remembered(token=None, job_id=None, refused=0) if not isinstance(
             request, models.ClaimJob | models.ClaimJobs | models.SubmitJob | models.SubmitJobs
         ):
             return DONE

@@ -130,9 +130,11 @@ def _plan_jobs(state: QueueState, plans: Sequence[Plan], name: str, document_byt
     if waiting < rules.segment_bytes:
         return None
     wanted = min(max(waiting // _PARTS, rules.segment_bytes), rules.merged_bytes)
-    planned = max((plan.last for plan in plans), default=NOWHERE)
+    last = max((plan.last for plan in plans), default=NOWHERE)
+    if len(state.segments):
+        last = max(last, state.segments.last)
     # What was added last; only where that is not it, what stands before all segments and would be next.
-    plan = _plan_after(state, max(planned, state.segments.last), name, wanted, head)
+    plan = _plan_after(state, last, name, wanted, head)
     if plan is not None or plans or is_first:
         return plan
     return _plan_after(state, NOWHERE, name, wanted, head, before=state.segments.front()[0].position)
@@ -190,7 +192,7 @@ def _is_as_planned(state: QueueState, job: Job | DeadJob, attempts: int) -> bool
 def _segment_of(plan: Plan) -> Segment:
     ids = [job.id for job in plan.jobs]
     types = Counter(map(_type_of, plan.jobs))
-    return Segment(
+    segment = Segment(
         SegmentText(
             name=plan.name,
             first=plan.jobs[0].position,
@@ -202,6 +204,9 @@ def _segment_of(plan: Plan) -> Segment:
             types=dict(types) if not plan.is_of_dead and len(types) <= TYPES_TOLD else None,
         )
     )
+    if segment.types is None:
+        segment.type_hashes = frozenset(map(hash, types))
+    return segment
 
 
 def _type_of(job: Job | DeadJob) -> str:

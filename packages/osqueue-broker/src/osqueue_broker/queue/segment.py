@@ -131,8 +131,8 @@ class Segment:
     """A segment as the document speaks of it; `contents` are its jobs while they are in memory."""
 
     __slots__ = (
-        "_gone", "_ids", "_text", "_types", "block", "body", "bytes", "contents", "count", "first_id", "id",
-        "is_lost", "last", "last_id", "left", "position", "text_limit", "types",
+        "_gone", "_ids", "_text", "block", "body", "bytes", "contents", "count", "first_id", "id",
+        "is_lost", "last", "last_id", "left", "position", "text_limit", "type_hashes", "types",
     )  # fmt: skip
 
     def __init__(self, known: SegmentText) -> None:
@@ -156,7 +156,8 @@ class Segment:
         self.text_limit = len(self.text()) + (known.jobs + 7) // 8 * 4 // 3 + 16
         """Bytes that the summary never exceeds, however many of its jobs are gone."""
         self._ids: _Fingerprints | None = None
-        self._types: _Fingerprints | None = None
+        self.type_hashes: frozenset[int] | None = None
+        """Of the types that may be left, where the summary does not count them and they are known."""
 
     def text(self) -> bytes:
         """Return the summary as JSON text."""
@@ -193,10 +194,17 @@ class Segment:
         """Whether a job of this type may be left; it is certain where the summary counts them."""
         if self.types is not None:
             return type in self.types
-        return self._types is None or self._types.may_hold(type)
+        return self.may_hold_any(frozenset((hash(type),)))
+
+    def may_hold_any(self, hashes: frozenset[int]) -> bool:
+        """Whether a job of one of the types with these hashes may be left; only where the summary counts none."""
+        return self.type_hashes is None or not self.type_hashes.isdisjoint(hashes)
 
     def may_hold(self, job_id: str) -> bool:
-        """Whether the job may be in it."""
+        """Whether the job may be left in it; it is certain while its jobs are in memory."""
+        if self.contents is not None:
+            place = self.contents.ids.get(job_id)
+            return place is not None and not self.is_gone(place)
         return self.first_id <= job_id <= self.last_id and (self._ids is None or self._ids.may_hold(job_id))
 
     def give_up(self) -> None:
@@ -206,7 +214,7 @@ class Segment:
         left = set(self.left_places())
         self._ids = _Fingerprints(id for id, place in contents.ids.items() if place in left)
         if self.types is None:
-            self._types = _Fingerprints({contents.types[place] for place in left})
+            self.type_hashes = frozenset(hash(contents.types[place]) for place in left)
         self.contents = None
 
     def left_places(self) -> Iterator[int]:

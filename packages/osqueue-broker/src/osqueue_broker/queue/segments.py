@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from heapq import merge
 from operator import attrgetter
 from typing import Final
 
@@ -15,13 +14,19 @@ from .segment import Contents, Segment, SegmentNeeded
 from .sequence import Sequence
 
 KEPT_READ: Final = 8
-"""Segments whose jobs are kept in memory, beside those that come next."""
+"""Segments whose jobs are kept in memory at least, those that come next included."""
+
+KEPT_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of segments up to which more are kept; in memory they take about twice as many."""
 
 AT_HAND: Final = 64
 """Segments whose objects are kept in memory until they are merged."""
 
 NEXT: Final = 2
 """Segments at the front that are read before they are asked for."""
+
+_CLAIMS_NOTED: Final = 100
+"""Sets of types for which it is remembered what segments have such jobs."""
 
 _position = attrgetter("position")
 
@@ -41,6 +46,7 @@ class Segments:
         self._all: Sequence[Segment] = Sequence()
         self._by_type: dict[str, list[Segment]] = {}
         self._untold: list[Segment] = []
+        self._with_types: dict[tuple[str, ...], list[Segment]] = {}
         self._read: OrderedDict[str, Segment] = OrderedDict()
         self._whole: list[Segment] = []
 
@@ -56,6 +62,7 @@ class Segments:
 
     def add(self, segment: Segment) -> None:
         """Take in a segment."""
+        self._with_types.clear()
         self._all.add(segment)
         self.last = max(self.last, segment.last)
         self.left += segment.left
@@ -85,6 +92,10 @@ class Segments:
                 before, best = order, (segment, place)
         return best
 
+    def may_hold(self, job_id: str) -> bool:
+        """Whether a job may stand in a segment; it is certain where that is in memory."""
+        return any(segment.may_hold(job_id) for segment in self._all)
+
     def find(self, job_id: str) -> tuple[Segment, int] | None:
         """Return the segment and the place of a job. Raises `SegmentNeeded` if a segment has to be read for it.
 
@@ -97,9 +108,7 @@ class Segments:
                         f"job {job_id} may stand in segment {segment.id}, which cannot be read; the log says why",
                         outcome="not_applied",
                     )
-                place = self.contents(segment).ids.get(job_id)
-                if place is not None and not segment.is_gone(place):
-                    return segment, place
+                return segment, self.contents(segment).ids[job_id]
         return None
 
     def contents(self, segment: Segment) -> Contents:
@@ -110,15 +119,17 @@ class Segments:
         return segment.contents
 
     def read(self, segment: Segment, contents: Contents) -> None:
-        """Take in the jobs of a segment, and give up those of the one that was not asked for longest."""
+        """Take in the jobs of a segment, and give up those of the ones that were not asked for longest."""
         segment.contents = contents
         self._read[segment.id] = segment
-        front = {segment.id for segment in self.front()}
-        for name in list(self._read):
-            if len(self._read) <= KEPT_READ:
+        size = sum(read.bytes for read in self._read.values())
+        kept = (segment, *self.front())
+        for oldest in [read for read in self._read.values() if read not in kept]:
+            if len(self._read) <= KEPT_READ or size <= KEPT_BYTES:
                 break
-            if name not in front and name != segment.id:
-                self._read.pop(name).give_up()
+            size -= oldest.bytes
+            self._read.pop(oldest.id).give_up()
+            self._with_types.clear()  # it is known now which types are left in it
 
     def front(self) -> list[Segment]:
         """Return the segments that come next."""
@@ -150,6 +161,7 @@ class Segments:
 
     def drop(self, segment: Segment) -> None:
         """Take out a segment."""
+        self._with_types.clear()
         self._all.remove(segment)
         self.left -= segment.left
         self.bytes -= segment.text_limit
@@ -173,12 +185,20 @@ class Segments:
     def _candidates(self, types: tuple[str, ...]) -> Iterable[Segment]:
         if not types:
             return self._all
-        wanted = [type for type in dict.fromkeys(types) if type]  # untyped jobs are for those who take any
-        told = [self._by_type[type] for type in wanted if type in self._by_type]
-        untold = [segment for segment in self._untold if any(map(segment.may_hold_type, wanted))]
-        return merge(*told, untold, key=_position)
+        found = self._with_types.get(types)
+        if found is None:
+            wanted = [type for type in types if type]  # untyped jobs are for those who take any
+            told = (segment for type in wanted for segment in self._by_type.get(type, ()))
+            hashes = frozenset(map(hash, wanted))
+            untold = (segment for segment in self._untold if segment.may_hold_any(hashes))
+            found = sorted(dict.fromkeys((*told, *untold)), key=_position)
+            if len(self._with_types) >= _CLAIMS_NOTED:
+                self._with_types.clear()
+            self._with_types[types] = found
+        return found
 
     def _forget_type(self, segment: Segment, type: str) -> None:
+        self._with_types.clear()
         segments = self._by_type[type]
         segments.remove(segment)
         if not segments:

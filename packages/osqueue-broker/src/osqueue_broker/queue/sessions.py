@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from .bits import bits_in_text, text_of_bits
 from .sequence import Block, Sequence
 
 LONGEST_AGE_MS: Final = 60_000
@@ -43,7 +44,8 @@ class Remembered:
     """An answer that was given.
 
     `job_id` is that of the job submitted, or of the first of so many that were `added`; `token` is that of the leases,
-    by which their jobs are found. Of a batch that ends jobs, `refused` are the places of those that were refused.
+    by which their jobs are found. Of a batch that ends jobs, `refused` are the bits of those that were refused, the
+    first one's bit the lowest.
     """
 
     __slots__ = ("added", "job_id", "number", "refused", "text", "token")
@@ -55,14 +57,14 @@ class Remembered:
         token: str | None = None,
         *,
         added: int | None = None,
-        refused: tuple[int, ...] = (),
+        refused: int = 0,
     ) -> None:
         self.number = number
         self.job_id = job_id
         self.token = token
         self.added = added
         self.refused = refused
-        rest = added if added is not None else refused or None
+        rest = added if added is not None else text_of_bits(refused) or None
         row: list[object] = [number, job_id, token, rest]
         while row[-1] is None:
             row.pop()
@@ -72,21 +74,21 @@ class Remembered:
 class AnswerText(Struct, array_like=True):
     """An answer in the document: an array of the request's number and of what is remembered, as far as there is any.
 
-    `rest` is how many jobs of a batch were added, or which entries were refused.
+    `rest` is how many jobs of a batch were added, or which entries were refused: their bits in base64.
     """
 
     number: int
     job_id: str | None = None
     token: str | None = None
-    rest: int | tuple[int, ...] | None = None
+    rest: int | str | None = None
 
     def remembered(self) -> Remembered:
         """Return the answer."""
         match self.rest:
             case int(added):
                 return Remembered(self.number, self.job_id, self.token, added=added)
-            case tuple(refused):
-                return Remembered(self.number, self.job_id, self.token, refused=refused)
+            case str(refused):
+                return Remembered(self.number, self.job_id, self.token, refused=bits_in_text(refused))
         return Remembered(self.number, self.job_id, self.token)
 
 

@@ -57,11 +57,11 @@ class WaitingClaims:
                     first = number, new_id
         return None if first is None else self._claims[first[1]][1]
 
-    def repeats_of(self, claim: Mutation) -> list[Mutation]:
-        """Return the claims that have the same request id, oldest first: none but itself, or none."""
+    def other_repeats_of(self, claim: Mutation) -> list[Mutation]:
+        """Return the other claims that have the same request id, oldest first."""
         request = _request_of(claim)
         repeats = () if request is None else self._by_request.get(request, ())
-        return [self._claims[new_id][1] for new_id in repeats]
+        return [self._claims[new_id][1] for new_id in repeats if new_id != claim.new_id]
 
 
 def _drop(index: dict[K, dict[str, int]], key: K, new_id: str) -> None:
