@@ -54,7 +54,7 @@ S3 = Store("S3 Standard", 0.06, 1 / 15, 5.00, 0.40)
 STORES: Final = (
     S3,
     Store("S3 Express", 0.02, 0.0, 1.13, 0.03, 0.0032),
-    Store("Azure Blob", 0.1, 0.0, 5.00, 0.40),
+    Store("Azure Blob", 0.1, 0.0, 5.00, 0.40),  # prices not confirmed, see docs/cost.md
     Store("GCS", 0.1, 1.0, 5.00, 0.40),
     Store("R2", 0.1, 1.0, 4.50, 0.36),
 )
@@ -241,7 +241,7 @@ async def run() -> tuple[list[Measured], list[Measured]]:
     measured = await together(slow, 3, 20)
     measured += await together([Case(store, 100) for store in STORES], 4, 6)
     with_interval = await together(spaced, 5, 10)
-    # GCS not at 1,000: with a write a second the broker's room for answers is full before; see docs/cost.md.
+    # GCS not at 1,000: with a write a second the broker does not keep up with so many calls; see docs/cost.md.
     for case in (*(Case(store, 1_000) for store in STORES[:3]), Case(STORES[3], 300)):
         # A job takes three commits: those that are done in the window began before it.
         measured += await together([case], max(3.0, 5 * case.period), 4)

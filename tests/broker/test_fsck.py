@@ -16,7 +16,7 @@ from broker.support import KEY, FaultyStore, fake_clock, in_fake_time, leading, 
 from msgspec import Raw
 
 from osqueue_broker import BrokerServer, BrokerSettings
-from osqueue_broker.fsck import Mend
+from osqueue_broker.fsck import Check, Mend
 from osqueue_broker.fsck_cli import main
 from osqueue_broker.fsck_run import Fsck, Report
 from osqueue_client import operations
@@ -158,6 +158,48 @@ async def test_bits_of_jobs_that_a_segment_does_not_hold_are_taken_off() -> None
     assert "goneWrong" in kinds(await fsck(store).check())
     assert (await fsck(store).repair()).is_well
     assert all_waiting(store) == waiting
+
+
+def with_a_stray_character(text: str) -> str:
+    """The same base64 to a broker, which reads past what is none of it."""
+    return f"{text.rstrip('=')}!{'=' * text.count('=')}"
+
+
+@in_fake_time
+async def test_bits_that_a_broker_can_read_are_kept_when_something_else_is_mended() -> None:
+    queue, waiting = deep_queue()
+    document = queue.document
+    left = next(segment for segment in document["segments"] if segment.get("gone"))
+    left["gone"] = with_a_stray_character(left["gone"])
+    document["segments"][-1]["bytes"] += 1
+    store = stored(queue, document)
+    assert all_waiting(store) == waiting
+    assert kinds(await fsck(store).check()) == ["summaryWrong"]
+    report = await fsck(store).repair()
+    assert [finding.kind for finding in report.mended] == ["summaryWrong"]
+    assert report.is_well
+    assert all_waiting(store) == waiting, "no job runs again that was completed"
+
+
+@in_fake_time
+async def test_bits_that_nobody_can_read_are_left_to_a_person() -> None:
+    queue, _ = deep_queue()
+    document = queue.document
+    left = next(segment for segment in document["segments"] if segment.get("gone"))
+    left["gone"] = "A"
+    document["segments"][-1]["bytes"] += 1
+    store = stored(queue, document)
+    before = dict(store._objects)
+    report = await fsck(store).repair()
+    assert ("goneWrong", Mend.HAND) in [(finding.kind, finding.mend) for finding in report.findings]
+    assert store._objects == before
+    check = Check(store._objects[KEY].body)
+    for name in check.names:
+        check.see(name, queue.objects[name])
+    [mended] = [
+        s for s in json.loads(check.mended(drop_missing=False))["segments"] if s["name"] == left["name"]
+    ]
+    assert mended == left
 
 
 # Jobs that stand twice
@@ -331,6 +373,22 @@ async def test_garbage_is_told_by_epoch_and_deleted_only_if_that_is_asked_for() 
     assert store.now()["epoch"] == 3
     left = {segment["name"] for segment in store.now()["segments"]}
     assert {name for name in store._objects if name != KEY} == {key(name) for name in (*left, "README")}
+    assert all_waiting(store) == waiting
+
+
+@in_fake_time
+async def test_what_a_killed_start_has_left_is_garbage_of_its_own() -> None:
+    queue, waiting = deep_queue()
+    store = stored(queue)
+    store._put("segments/osqueue-probe-9f", b"1")
+    report = await fsck(store).check()
+    assert report.is_well
+    assert (report.garbage.probes, report.garbage.unknown) == (["osqueue-probe-9f"], [])
+    assert (await fsck(store).repair()).is_well
+    assert "segments/osqueue-probe-9f" in store._objects
+    report = await fsck(store).repair(delete_garbage=True)
+    assert "osqueue-probe-9f" in report.deleted
+    assert "segments/osqueue-probe-9f" not in store._objects
     assert all_waiting(store) == waiting
 
 

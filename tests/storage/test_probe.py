@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import pytest
 
 from osqueue_storage import (
     PROBE_PREFIX,
-    PROBE_WRITES,
     CASConflictError,
     ConfigError,
     MemoryBackend,
@@ -14,25 +16,44 @@ from osqueue_storage import (
     StoredObject,
     probe,
 )
+from osqueue_storage.probing import PROBE_READS, PROBE_WRITES
 
 
-class Counting(MemoryBackend):
-    def __init__(self) -> None:
+class Asked(MemoryBackend):
+    """Keeps what it was asked for, and refuses what it is told to refuse."""
+
+    def __init__(self, refused: str = "") -> None:
         super().__init__()
-        self.writes = 0
+        self.requests: list[str] = []
+        self.keys: set[str] = set()
+        self._refused = refused
+
+    async def read(self, key: str) -> StoredObject | None:
+        self._note("read", key)
+        return await super().read(key)
 
     async def write(self, key: str, body: bytes, expected_version: str) -> str:
-        self.writes += 1
+        self._note("replace", key)
         return await super().write(key, body, expected_version)
 
     async def create(self, key: str, body: bytes) -> str:
-        self.writes += 1
-        assert key.startswith(PROBE_PREFIX)
+        self._note("create", key)
         return await super().create(key, body)
 
     async def delete(self, key: str) -> None:
-        self.writes += 1
+        self._note("delete", key)
         await super().delete(key)
+
+    async def list(self, prefix: str) -> AsyncIterator[str]:
+        self._note("list", prefix)
+        async for key in super().list(prefix):
+            yield key
+
+    def _note(self, what: str, key: str) -> None:
+        self.requests.append(what)
+        self.keys.add(key)
+        if what == self._refused:
+            raise StorageBackendError("forbidden", outcome="not_applied")
 
 
 class IgnoresIfMatch(MemoryBackend):
@@ -71,10 +92,49 @@ class ReadsOldState(MemoryBackend):
 
 
 async def test_a_good_store_passes_and_nothing_is_left() -> None:
-    store = Counting()
+    store = Asked()
     await probe(store)
-    assert store.writes == PROBE_WRITES
-    assert [key async for key in store.list("")] == []
+    asked = ["create", "create", "replace", "replace", "read", "list", "delete", "replace"]
+    assert store.requests == asked
+    assert len(asked) == PROBE_WRITES + PROBE_READS
+    [key] = store.keys
+    assert key.startswith(PROBE_PREFIX)
+    assert store._objects == {}
+
+
+async def test_it_is_tried_below_what_it_is_told() -> None:
+    store = Asked()
+    await probe(store, below="segments/")
+    [key] = store.keys
+    assert key.startswith(f"segments/{PROBE_PREFIX}")
+
+
+@pytest.mark.parametrize("right", ["create", "replace", "read", "list", "delete"])
+async def test_what_a_store_refuses_to_do_is_named(right: str) -> None:
+    store = Asked(refused=right)
+    with pytest.raises(StorageBackendError) as failed:
+        await probe(store, below="segments/")
+    assert failed.value.message == f"cannot {right} objects below 'segments/': forbidden"
+    assert failed.value.outcome == "not_applied"
+    assert len(store._objects) == (right == "delete"), "nothing is left that may be deleted"
+
+
+async def test_a_probe_that_is_cancelled_leaves_nothing() -> None:
+    class Hangs(Asked):
+        hangs = asyncio.Event()
+
+        async def list(self, prefix: str) -> AsyncIterator[str]:
+            self.hangs.set()
+            await asyncio.Event().wait()
+            yield ""
+
+    store = Hangs()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(probe(store))
+        await store.hangs.wait()
+        assert len(store._objects) == 1
+        task.cancel()
+    assert store._objects == {}
 
 
 @pytest.mark.parametrize(
@@ -138,11 +198,3 @@ async def test_a_store_that_fails_is_not_called_a_store_that_lies() -> None:
 
     with pytest.raises(StorageBackendError, match="nobody there"):
         await probe(Down())
-
-
-async def test_leave_to_delete_is_not_needed() -> None:
-    class Kept(MemoryBackend):
-        async def delete(self, key: str) -> None:
-            raise StorageBackendError("forbidden", outcome="not_applied")
-
-    await probe(Kept())

@@ -27,6 +27,7 @@ from storage.servers.process import free_ports
 from storage.servers.s3_bucket import BUCKET, S3Server, make_bucket
 from storage.servers.seaweedfs import SeaweedFS
 from storage.stub import Fault, StubFaultInjector, StubStore
+from storage.stub_dialects import Operation
 
 from osqueue_storage import (
     CASConflictError,
@@ -286,7 +287,7 @@ ANSWERS = [
     (400, "KeyTooLongError", "not_applied", "1,024 bytes"),
     (400, "BadDigest", "not_applied", "refused"),
     (400, "RequestTimeout", "unknown", "no clear answer"),
-    (403, "AccessDenied", "not_applied", "allow s3:GetObject, s3:PutObject"),
+    (403, "AccessDenied", "not_applied", "allow s3:(PutObject|DeleteObject) on the objects"),
     (403, "SignatureDoesNotMatch", "not_applied", "does not accept these credentials"),
     (403, "RequestTimeTooSkewed", "not_applied", "set the clock"),
     (404, "NoSuchBucket", "not_applied", "create the bucket"),
@@ -322,6 +323,25 @@ async def test_answer_to_a_write_is_understood(
             assert caught.value.outcome == outcome
             assert stub.endpoint_url in caught.value.message
             assert len(stub.faults) == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        ("write", "cannot create objects below 'segments/': .*: allow s3:PutObject on the objects"),
+        ("read", "cannot read objects below 'segments/': .*: allow s3:GetObject on the objects"),
+        ("list", "cannot list objects below 'segments/': .*: allow s3:ListBucket on the bucket"),
+        ("delete", "cannot delete objects below 'segments/': .*: allow s3:DeleteObject on the objects"),
+    ],
+)
+async def test_the_probe_names_the_action_that_a_policy_does_not_allow(
+    stub: StubStore, operation: Operation, words: str
+) -> None:
+    stub.faults.append(Fault.answer(403, code="AccessDenied", on=operation))
+    async with on_stub(stub, prefix="team/") as store:
+        with pytest.raises(StorageBackendError, match=words):
+            await probe(store, below="segments/")
+    assert stub.objects == {}
 
 
 async def test_conflicts_are_told_by_412_and_by_a_missing_object(stub: StubStore) -> None:

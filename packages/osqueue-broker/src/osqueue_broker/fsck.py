@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 
 from osqueue_client.errors import EngineStateError
 from osqueue_client.wire_json import UNREADABLE
+from osqueue_storage import PROBE_PREFIX
 
 from .queue.document import read_document, read_header
 from .queue.rules import Now, Rules
@@ -53,8 +54,15 @@ class Garbage(Struct, frozen=True, rename="camel"):
     """Of older epochs than the document's: nothing will ever refer to them."""
     recent: list[str]
     """Of the document's epoch: they may be referred to by the next commit."""
+    probes: list[str]
+    """Of brokers that try the store, or were killed while they did."""
     unknown: list[str]
     """Not named as segments are: left alone."""
+
+    @property
+    def names(self) -> list[str]:
+        """What may be deleted once nobody leads, and no broker starts."""
+        return [*self.old, *self.recent, *self.probes]
 
 
 class Counts(Struct, rename="camel"):
@@ -159,9 +167,10 @@ class Check:
             return
         assert body is not None, "a missing object has no jobs"
         gone = _bits(known)
-        if gone is None:
+        if gone is None:  # which of its jobs are left is not known, and a repair must not guess it
             self._find("goneWrong", f"segment {name}: its bits cannot be read", Mend.HAND, name)
-            gone = 0
+            self._count(kind, known.jobs)
+            return
         if gone >> len(jobs):
             self._find(
                 "goneWrong", f"segment {name}: it has bits for more jobs than it holds", Mend.REPAIR, name
@@ -186,12 +195,14 @@ class Check:
     def garbage(self, names: Iterable[str]) -> Garbage:
         """Sort the objects to which the document does not refer, and which were there before it was read."""
         referred = set(self.names)
-        found = Garbage([], [], [])
+        found = Garbage([], [], [], [])
         for name in names:
             epoch = epoch_of(name)
             if name in referred:
                 continue
-            if epoch is None:
+            if name.startswith(PROBE_PREFIX):
+                found.probes.append(name)
+            elif epoch is None:
                 found.unknown.append(name)
             elif epoch < self.epoch:
                 found.old.append(name)
@@ -338,8 +349,9 @@ def _seq_of(name: str) -> int:
 
 
 def _bits(known: SegmentText) -> int | None:
+    """Return which jobs are gone, read as a broker reads it; None if that cannot be."""
     try:
-        return int.from_bytes(b64decode(known.gone, validate=True), "little")
+        return int.from_bytes(b64decode(known.gone), "little")
     except ValueError:
         return None
 

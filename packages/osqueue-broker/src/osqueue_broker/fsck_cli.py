@@ -112,6 +112,8 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"garbage: {len(garbage.old):,} objects of older epochs, {_some(garbage.old)}"
     if garbage.recent and not report.deleted:
         yield f"on its way, perhaps: {len(garbage.recent):,} objects of this epoch, {_some(garbage.recent)}"
+    if garbage.probes and not report.deleted:
+        yield f"left by starts that were killed: {len(garbage.probes):,} objects, {_some(garbage.probes)}"
     if garbage.unknown:
         yield f"none of ours: {len(garbage.unknown):,} objects, {_some(garbage.unknown)}"
     for finding in report.mended[:_SHOWN]:

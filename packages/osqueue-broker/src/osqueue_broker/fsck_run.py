@@ -21,7 +21,7 @@ from .queue.document import read_document, read_header, write_document
 from .queue.rules import Now, Rules
 from .queue.terms import Header
 from .segment_store import key_of, names_in
-from .settings import DOCUMENT_KEY, BrokerSettings
+from .settings import DOCUMENT_KEY, SEGMENTS_PREFIX, BrokerSettings
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Fsck:
         to_mend = [finding for finding in report.findings if finding.mend in mends]
         if any(finding.kind == "documentUnreadable" for finding in report.findings):
             return report
-        garbage = [*report.garbage.old, *report.garbage.recent] if delete_garbage else []
+        garbage = report.garbage.names if delete_garbage else []
         if any(finding.kind == "documentOld" for finding in report.findings):
             garbage = []  # the newer document may refer to them
         if not to_mend and not garbage:
@@ -107,7 +107,8 @@ class Fsck:
             )
             await self._replace(writer, check.mended(drop_missing=drop_missing), header, version)
         for name in garbage:  # a newer epoch has begun: nothing can refer to them any more
-            await self._patiently(partial(self._storage.delete, key_of(name)))
+            key = f"{SEGMENTS_PREFIX}{name}" if name in report.garbage.probes else key_of(name)
+            await self._patiently(partial(self._storage.delete, key))
         _, _, report = await self._check()
         report.mended = to_mend
         report.deleted = garbage
@@ -197,6 +198,6 @@ class Fsck:
 def _unreadable(body: bytes, error: EngineStateError) -> Report:
     finding = Finding(kind="documentUnreadable", text=error.message, mend=Mend.HAND)
     return Report(
-        epoch=0, seq=0, leader=None, counts=Counts(bytes=len(body)), garbage=Garbage([], [], []),
+        epoch=0, seq=0, leader=None, counts=Counts(bytes=len(body)), garbage=Garbage([], [], [], []),
         findings=[finding], has_moved=False,
     )  # fmt: skip

@@ -10,7 +10,13 @@ from botocore import exceptions  # type: ignore[import-untyped]
 from .errors import Outcome, StorageBackendError
 from .unreached import why_not_trusted
 
-OPERATIONS: Final = frozenset({"GetObject", "PutObject", "DeleteObject", "ListObjectsV2"})
+OPERATIONS: Final[Mapping[str, str]] = {
+    "GetObject": "s3:GetObject on the objects, and s3:ListBucket on the bucket, without which a missing one is refused",
+    "PutObject": "s3:PutObject on the objects",
+    "DeleteObject": "s3:DeleteObject on the objects",
+    "ListObjectsV2": "s3:ListBucket on the bucket",
+}
+"""What is sent, and the rights that it needs."""
 
 NOT_SENT: Final = (
     exceptions.BaseEndpointResolverError,
@@ -44,16 +50,12 @@ _QUOTING: Final = (
 )
 """What may quote a credential, or the URL of a proxy and with it a password."""
 
-_PERMISSIONS: Final = (
-    "allow s3:GetObject, s3:PutObject and s3:DeleteObject on the objects, and s3:ListBucket on the bucket"
-)
+_FORBIDDEN: Final = frozenset({"AccessDenied", "AllAccessDisabled"})
 _CREDENTIALS: Final = (
     "the store does not accept these credentials: give others, or see where the AWS chain takes them from"
 )
 _REGION: Final = "the bucket is in another region: set `region` to its own"
 _MENDS: Final[Mapping[str, str]] = {
-    "AccessDenied": _PERMISSIONS,
-    "AllAccessDisabled": _PERMISSIONS,
     "AuthorizationHeaderMalformed": _REGION,
     "ExpiredToken": _CREDENTIALS,
     "IllegalLocationConstraintException": _REGION,
@@ -155,6 +157,8 @@ def _answered(what: str, error: exceptions.ClientError, outcome: Outcome) -> Sto
     if not clear or code in _UNCLEAR_CODES:
         return StorageBackendError(f"{what}: no clear answer ({status} {code})", outcome=outcome)
     mend = _REGION if status in _REDIRECTS else _MENDS.get(code, "")
+    if code in _FORBIDDEN:
+        mend = f"allow {OPERATIONS[error.operation_name]}"
     region = error.response.get("Error", {}).get("Region")
     if mend == _REGION and region:
         mend += f", {region}"
