@@ -52,6 +52,8 @@ class Calls:
         self._jitter = chance.jitter
         self._slept = chance.slept
         self._has_learnt = False
+        self._features: frozenset[str] = frozenset()
+        """As they were last known."""
         self._has_warned = False
         self._loop: asyncio.AbstractEventLoop | None = None
         # A dict for its order: in a simulation they end in the same one each time.
@@ -62,7 +64,9 @@ class Calls:
     def features(self) -> frozenset[str]:
         """What the broker adds to the old protocol; see `OsqueueClient.features`."""
         link = self._links.current
-        return (link.features if link else None) or frozenset()
+        if link is not None and link.features is not None:
+            self._features = link.features
+        return self._features
 
     async def connect(self) -> None:
         """Find the broker and learn its features, and from now on those of each new one."""

@@ -10,13 +10,15 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from osqueue_client import Job, OsqueueClient, OsqueueError
+from osqueue_client.features import BATCH, WAIT
+from osqueue_client.models import BATCH_LIMIT
 
 from .delays import LONGEST_DELAY, jittered
 from .errors import is_for_good, is_refusal
 from .logs import ClaimLog, log
 from .runs import Runs
 
-_NEEDED: Final = frozenset({"batch", "wait"})
+_NEEDED: Final = frozenset({BATCH, WAIT})
 """Features of a broker that need not be asked again and again."""
 
 _WAIT: Final = 20.0
@@ -25,9 +27,6 @@ _WAIT: Final = 20.0
 _AT_ONCE: Final = 2
 """Claims under way at a time. Slots that come free while one waits are asked for by another; while both wait there is
 no job, and after the first answer all free slots are asked for."""
-
-_LARGEST: Final = 1000
-"""Jobs that one claim may ask for."""
 
 _SETTLING: Final = 0.5
 """Seconds from its sending in which a claim that finds a job is answered. What takes longer only waits."""
@@ -69,8 +68,6 @@ class Claims:
         self._woken = asyncio.Event()
         self._must_stop = asyncio.Event()
         self._has_connected = False
-        self._is_polling = False
-        """Whether the broker knows no waiting, as far as is known."""
         self._under_way: dict[asyncio.Task[None], float] = {}
         """Claims, and when they were sent."""
         self._asked_for = 0
@@ -80,6 +77,11 @@ class Claims:
         self._failures = 0
         self._pause = 0.0
         """Seconds to wait before the next claim."""
+
+    @property
+    def _is_polling(self) -> bool:
+        """Whether the broker knows no waiting, as far as is known."""
+        return self._has_connected and not self._client.features >= _NEEDED
 
     @property
     def is_awaited(self) -> bool:
@@ -115,11 +117,11 @@ class Claims:
 
         It goes along with the reports of the jobs that made room for it, in the same commit. These must not pile up.
         """
-        if len(self._under_way) == (1 if self._is_polling else _AT_ONCE):
+        if len(self._under_way) >= (1 if self._is_polling else _AT_ONCE):
             return 0
         if self._runs.reporting > self._concurrency:
             return 0
-        return min(max(0, self._concurrency - self._runs.running - self._asked_for), _LARGEST)
+        return min(max(0, self._concurrency - self._runs.running - self._asked_for), BATCH_LIMIT)
 
     def _send(self, group: asyncio.TaskGroup, count: int, claim_log: ClaimLog) -> None:
         claim = group.create_task(self._claim(count, claim_log))
@@ -183,7 +185,6 @@ class Claims:
         except Exception as error:  # noqa: BLE001  # raised by wait()
             self._fail(error)
             return _Claimed.UNKNOWN
-        self._look_at_broker()
         if not jobs:
             return _Claimed.NOTHING
         outcome = _Claimed.UNKNOWN
@@ -205,16 +206,9 @@ class Claims:
             if not self._client.features:
                 await self._client.connect()
             self._has_connected = True
-            self._is_polling = not self._client.features >= _NEEDED
             if self._is_polling:
                 return await self._one()
         return await self._client.claim_jobs(self._worker_id, self._types, limit=count, wait=_WAIT)
-
-    def _look_at_broker(self) -> None:
-        """Note whether the broker that has answered knows of waiting; none is known while the client looks for one."""
-        features = self._client.features
-        if features:
-            self._is_polling = not features >= _NEEDED
 
     async def _rest(self, delay: float) -> None:
         """Wait about that long, or until `stop`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from osqueue_client import OsqueueClient, OsqueueError
+from osqueue_client.models import BATCH_LIMIT
 
 from .logs import log
 from .reports import LEASE_IS_LOST
@@ -15,9 +16,6 @@ from .runs import Cut, Run, Runs
 
 _PATIENCE: Final = 5.0
 """Seconds that a heartbeat may take, however often they are sent."""
-
-_AT_ONCE: Final = 1000
-"""Leases in one request; where more jobs run, the requests are spread over the interval."""
 
 
 class Heartbeats:
@@ -43,11 +41,11 @@ class Heartbeats:
         """Keep leases until it is cancelled."""
         left: list[Run] = []
         while True:
-            requests = max(1, -(-self._runs.running // _AT_ONCE))
+            # Where more jobs run than one request takes, the requests are spread over the interval.
+            requests = max(1, -(-self._runs.running // BATCH_LIMIT))
             await asyncio.sleep(self._interval / requests)
-            if not left:
-                left = self._runs.in_attempt()
-            due, left = [run for run in left[:_AT_ONCE] if run.is_in_attempt], left[_AT_ONCE:]
+            left = [run for run in left if run.is_in_attempt] or self._runs.in_attempt()
+            due, left = left[:BATCH_LIMIT], left[BATCH_LIMIT:]
             if due:
                 await self._beat(due)
 

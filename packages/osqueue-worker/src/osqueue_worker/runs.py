@@ -11,7 +11,7 @@ from typing import assert_never
 from osqueue_client import Job, OsqueueClient, PayloadValidationError
 
 from .handlers import BoundHandler
-from .hooks import INTERRUPTS, Hooks
+from .hooks import INTERRUPTS, Hooks, is_being_cancelled
 from .logs import log
 from .reports import Failure, Report, Reporter
 
@@ -25,6 +25,17 @@ class Cut(Enum):
     """The worker was told to cancel what runs: it is reported as failed."""
     LEFT = auto()
     """The worker ends at once: nothing is reported, the lease runs out."""
+
+
+class End(Enum):
+    """How a run has ended that has not failed."""
+
+    DONE = auto()
+    LOST = auto()
+    STOPPED = auto()
+    """While its handler ran."""
+    NOT_BEGUN = auto()
+    """Before its handler began."""
 
 
 class Run:
@@ -138,7 +149,7 @@ class Runs:
         run.task = asyncio.current_task()
         try:
             end = await self._ended_attempt(run)
-            if end is None:
+            if end is End.DONE:
                 self.running -= 1
                 is_freed = True
                 self._freed()
@@ -163,23 +174,23 @@ class Runs:
                 self.running -= 1
             self._freed()
 
-    async def _ended_attempt(self, run: Run) -> Failure | Cut | None:
-        """Run a job's handler; return how it ended, None for well. Raises `CancelledError` where the worker ends."""
-        end: Failure | Cut | None = None
+    async def _ended_attempt(self, run: Run) -> Failure | End:
+        """Run a job's handler; return how it ended. Raises `CancelledError` where the worker, or the program, ends."""
+        end: Failure | End = End.NOT_BEGUN
         try:
             if run.cut is None:
-                end = await self._attempt(run)
+                end = End.STOPPED  # unless it ends otherwise
+                end = await self._attempt(run) or End.DONE
         except asyncio.CancelledError:
-            end = run.cut
+            if run.cut is None:
+                raise
         finally:
             run.is_in_attempt = False
         if run.cut is Cut.LEFT:
             raise asyncio.CancelledError
         if run.cut is not None:
             _take_back_cancellation()
-            # One that was stopped may have ended all the same, but what has lost its lease has nothing to say.
-            end = run.cut if run.cut is Cut.LOST else end
-        return end
+        return End.LOST if run.cut is Cut.LOST else end
 
     async def _attempt(self, run: Run) -> Failure | None:
         """Run a job's handler; return how it failed. Of what the user's code raises, only interrupts come out."""
@@ -193,9 +204,8 @@ class Runs:
                 return Failure(error, may_retry=False)
             await handler(payload)
         except asyncio.CancelledError:
-            if run.cut is not None:
+            if run.cut is not None or is_being_cancelled():
                 raise
-            _take_back_cancellation()
             why = RuntimeError("the handler was cancelled by what it waited for")
             return Failure(why, may_retry=True)
         except INTERRUPTS:
@@ -204,34 +214,34 @@ class Runs:
             return Failure(error, may_retry=True)
         return None
 
-    async def _report(self, job: Job, end: Failure | Cut | None) -> None:
+    async def _report(self, job: Job, end: Failure | End) -> None:
         match end:
-            case None:
+            case End.DONE:
                 if await self._reporter.completed(job) is Report.TAKEN:
                     await self._hooks.completed(job)
             case Failure():
                 await self._report_failure(job, end)
-            case Cut.LOST:
+            case End.LOST:
                 log(logging.WARNING, "lease_lost", "was cancelled: its lease is lost", job=job)
-            case Cut.STOPPED | Cut.LEFT:
-                await self._report_cancellation(job)
+            case End.STOPPED if not self._handlers[job.type or ""].is_async:
+                text = "runs on in its thread and is not reported: its lease runs out"
+                log(logging.WARNING, "job_left", text, job=job)
+            case End.STOPPED:
+                await self._report_stop(job, "the worker was stopped before the handler had ended")
+            case End.NOT_BEGUN:
+                await self._report_stop(job, "the worker was stopped before the handler had begun")
             case _:
                 assert_never(end)
 
-    async def _report_cancellation(self, job: Job) -> None:
-        if not self._handlers[job.type or ""].is_async:
-            text = "runs on in its thread and is not reported: its lease runs out"
-            log(logging.WARNING, "job_left", text, job=job)
-            return
-        error = asyncio.CancelledError("the worker was stopped before the handler had ended")
-        await self._report_failure(job, Failure(error, may_retry=True))
+    async def _report_stop(self, job: Job, why: str) -> None:
+        await self._report_failure(job, Failure(asyncio.CancelledError(why), may_retry=True))
 
     async def _report_failure(self, job: Job, failure: Failure) -> None:
         error = failure.error
         log(
             logging.WARNING,
             "job_failed",
-            "is tried again if it has attempts left" if failure.may_retry else "is dead",
+            "failed: it is tried again, or dead if that was its last attempt" if failure.may_retry else "is dead",
             job=job,
             error=error,
             # Of a payload that does not fit there is nothing more to see.
