@@ -363,7 +363,7 @@ MUTANTS: Final = (
     Mutant(
         "take the jobs of the document for younger than those of segments",
         f"{BROKER}/queue/document.py",
-        "        if job.position <= NOWHERE or job.position in taken:\n",
+        "        if job.position == NOWHERE or job.position in taken:\n",
         "        if True:\n",
         50,
     ),

@@ -112,8 +112,8 @@ class SegmentKeeper:
     async def _read(self, segment: Segment) -> None:
         try:
             while True:
-                body = await self._store.read(segment.id, segment.bytes)
                 try:
+                    body = await self._store.read(segment.id, segment.bytes)
                     if body is None:
                         raise EngineStateError(f"segment {segment.id} is not in the store")
                     contents = Contents.of(segment, body)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Final, TypeVar
 
 from osqueue_client.errors import CASConflictError, EngineStateError, StorageBackendError
-from osqueue_storage import StorageBackend, Throttled
+from osqueue_storage import StorageBackend, Throttled, is_remote
 from osqueue_storage.patience import seconds_for
 
 from .settings import SEGMENTS_PREFIX, BrokerSettings
@@ -35,6 +37,7 @@ _LISTING: Final = 60.0
 class SegmentStore:
     """Each method goes on until the store has answered, however long that takes.
 
+    Where a network lies between, objects are compressed: see `packed`.
     Where the document shares a budget of writes with segments, one of these is written, or deleted, after every second
     commit: none waits for more than one of them, nor does any request for two.
     """
@@ -43,6 +46,7 @@ class SegmentStore:
         self._storage = storage
         self._timeout = settings.attempt_timeout
         self._delay = settings.longest_delay(storage) + settings.slowest_read(storage)
+        self._packs = is_remote(storage)
         self._turn = _Turns() if isinstance(storage, Throttled) else _AT_ONCE
 
     def after_commit(self) -> None:
@@ -52,26 +56,32 @@ class SegmentStore:
 
     async def create(self, name: str, body: bytes) -> None:
         """Make the object of a segment. Raises `EngineStateError` if there is another one by that name."""
+        stored = await asyncio.to_thread(packed, body) if self._packs else body
 
         async def create() -> bytes:
             try:
-                await self._storage.create(key_of(name), body)
+                await self._storage.create(key_of(name), stored)
             except CASConflictError:
                 found = await self._storage.read(key_of(name))
                 if found is None:
                     raise StorageBackendError("a false conflict") from None
                 return found.body  # an attempt whose answer was lost has made it, or somebody else
-            return body
+            return stored
 
-        made = await self._answered("segment_write_unclear", create, name, len(body), turn=self._turn)
-        if made != body:
+        made = await self._answered("segment_write_unclear", create, name, len(stored), turn=self._turn)
+        if made != stored:
             raise EngineStateError(f"there is another object at {key_of(name)}")
 
     async def read(self, name: str, size: int) -> bytes | None:
-        """Return the object of a segment of about that size, None if there is none."""
+        """Return the jobs of a segment of that size, as they were given to `create`; None if there is no object.
+
+        Raises `EngineStateError` if the object is damaged.
+        """
         read = partial(self._storage.read, key_of(name))
         found = await self._answered("segment_read_failed", read, name, size)
-        return None if found is None else found.body
+        if found is None or not _is_packed(found.body):
+            return None if found is None else found.body
+        return await asyncio.to_thread(unpacked, found.body, size)
 
     async def delete(self, name: str) -> None:
         """Delete the object of a segment, if there is one."""
@@ -106,6 +116,32 @@ class SegmentStore:
                     logger.warning(event, extra=what)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LAST_DELAY)
+
+
+def packed(body: bytes) -> bytes:
+    """Return a segment as a gzip file, which takes about 5 us of processor time a job and a third of the bytes."""
+    return gzip.compress(body, 1, mtime=0)
+
+
+def unpacked(stored: bytes, limit: int) -> bytes:
+    """Return the segment that an object holds, compressed or not.
+
+    Raises `EngineStateError` if it is damaged, or has more than `limit` bytes.
+    """
+    if not _is_packed(stored):
+        return stored
+    file = zlib.decompressobj(wbits=31)
+    try:
+        body = file.decompress(stored, limit + 1)
+    except zlib.error as error:
+        raise EngineStateError(f"the segment cannot be unpacked: {error}") from error
+    if not file.eof or len(body) > limit:
+        raise EngineStateError(f"the segment is cut off, or has more than {limit:,} bytes")
+    return body
+
+
+def _is_packed(stored: bytes) -> bool:
+    return stored.startswith(b"\x1f\x8b")
 
 
 class _Turns:

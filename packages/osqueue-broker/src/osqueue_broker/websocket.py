@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -87,6 +88,17 @@ _id_decoder = msgspec.json.Decoder(_Identified)
 _encoder = msgspec.json.Encoder()
 
 
+@dataclass(slots=True, eq=False)
+class _Given:
+    """What a call has come to. The answer has no jobs any more once they were taken back."""
+
+    operation: AnyOperation
+    request: Model
+    answer: Model
+    id: bytes = b""
+    """That of its message, where it may be cancelled."""
+
+
 class WebSocketEndpoint:
     """The ASGI application of `/v1/ws`, and the sessions that are open on it."""
 
@@ -143,10 +155,10 @@ class _Session:
         self._listing = asyncio.Lock()
         self._is_draining = False
         self._has_left = False
-        self._waits: dict[asyncio.Task[Model], bytes] = {}
+        self._waits: dict[asyncio.Task[_Given], bytes] = {}
         """Calls that may wait for long, and the ids of their messages: they end when the peer leaves."""
-        self._given: deque[tuple[bytes, AnyOperation, Model, Model]] = deque(maxlen=_LATE_CANCELS)
-        """The last of them that were answered with jobs."""
+        self._given: deque[_Given] = deque(maxlen=_LATE_CANCELS)
+        """The last of them that have come to jobs, whether or not their answers have been sent yet."""
         self._reader: asyncio.Task[None] | None = None
         self._has_ended = asyncio.Event()
 
@@ -254,37 +266,44 @@ class _Session:
 
     async def _do(self, id: Raw, operation: AnyOperation, request: Model) -> None:
         if waits(request):
-            answer = await self._wait_for(bytes(id), operation, request)
+            given = await self._wait_for(bytes(id), operation, request)
         else:
-            answer = await self._service.call(operation, request)
+            given = _Given(operation, request, await self._service.call(operation, request))
         is_delivered = False
         try:
             async with self._sending:
-                text = _encoder.encode(_Answer(id, True, Raw(wire_json.encode(answer))))
+                text = _encoder.encode(_Answer(id, True, Raw(wire_json.encode(given.answer))))
                 is_delivered = await self._tell({"type": "websocket.send", "text": text.decode()})
         finally:
             if not is_delivered:
-                self._service.undelivered(operation, request, answer)
+                self._take_back(given)
             elif waits(request):
-                self._given.append((bytes(id), operation, request, _without_payloads(answer)))
+                given.answer = _without_payloads(given.answer)
 
     def _cancel(self, id: Raw, cancelled: bytes) -> bytes:
-        """End a wait, as if its time were up. Where its answer is on its way, the leases in it are taken back."""
+        """End a wait, as if its time were up. Where it has come to jobs, their leases are taken back."""
         for call, waiting_id in self._waits.items():
             if waiting_id == cancelled:
                 call.cancel()
-        for given in [given for given in self._given if given[0] == cancelled]:
+        for given in [given for given in self._given if given.id == cancelled]:
             self._given.remove(given)
-            self._service.undelivered(*given[1:])
+            self._take_back(given)
         return _encoder.encode(_Answer(id, True, Raw(wire_json.encode(Empty()))))
 
-    async def _wait_for(self, id: bytes, operation: AnyOperation, request: Model) -> Model:
+    def _take_back(self, given: _Given) -> None:
+        """Say that an answer has reached nobody, or nobody who wants it; its leases are taken back only once."""
+        answer = given.answer
+        if waits(given.request):
+            given.answer = given.operation.response()
+        self._service.undelivered(given.operation, given.request, answer)
+
+    async def _wait_for(self, id: bytes, operation: AnyOperation, request: Model) -> _Given:
         """Call the service, and end that when the peer leaves, or cancels it."""
         if len(self._waits) >= MAX_WAITS:
             raise QueueFullError(
                 f"{operation.name}: {MAX_WAITS} claims of this connection wait for jobs", retry_after=1.0
             )
-        call = asyncio.get_running_loop().create_task(self._service.call(operation, request))  # owned here
+        call = asyncio.get_running_loop().create_task(self._claim(id, operation, request))  # owned here
         self._waits[call] = id
         task = asyncio.current_task()
         try:
@@ -293,12 +312,27 @@ class _Session:
             return await call
         except asyncio.CancelledError:
             if call.cancelled() and not self._has_left and task is not None and not task.cancelling():
-                return operation.response()
+                return _Given(operation, request, operation.response())
             if call.done() and not call.cancelled() and call.exception() is None:
-                self._service.undelivered(operation, request, call.result())
+                self._take_back(call.result())
             raise
         finally:
             del self._waits[call]
+
+    async def _claim(self, id: bytes, operation: AnyOperation, request: Model) -> _Given:
+        given = _Given(operation, request, await self._service.call(operation, request), id)
+        if _has_jobs(given.answer):
+            self._given.append(given)  # in the same turn: there is none in which it could not be cancelled
+        return given
+
+
+def _has_jobs(answer: Model) -> bool:
+    match answer:
+        case ClaimedJob():
+            return answer.job_id is not None
+        case ClaimedJobs(jobs=jobs):
+            return bool(jobs)
+    return False
 
 
 def _without_payloads(answer: Model) -> Model:

@@ -35,6 +35,10 @@ class Model(Struct, frozen=True, rename="camel", omit_defaults=True):
         return f"{type(self).__name__}({fields})"
 
 
+def _none() -> tuple[()]:
+    return ()  # a default from a factory of our own is not left out by omit_defaults
+
+
 def _shown(value: object) -> str:
     return f"<{len(bytes(value))} bytes of JSON>" if isinstance(value, Raw) else repr(value)
 
@@ -115,7 +119,7 @@ class SubmittedEntry(Model, frozen=True, kw_only=True):
 class JobsSubmitted(Model, frozen=True, kw_only=True):
     """The answers to a batch of jobs, in the order of the request."""
 
-    results: tuple[SubmittedEntry, ...] = field(default_factory=tuple)
+    results: tuple[SubmittedEntry, ...] = field(default_factory=_none)
 
 
 class ClaimJob(Change, frozen=True, kw_only=True):
@@ -157,7 +161,7 @@ class ClaimJobs(Change, frozen=True, kw_only=True):
 class ClaimedJobs(Model, frozen=True, kw_only=True):
     """The jobs that were leased, oldest first; none when nothing was claimable."""
 
-    jobs: tuple[ClaimedJob, ...] = field(default_factory=tuple)
+    jobs: tuple[ClaimedJob, ...] = field(default_factory=_none)
 
 
 class LeasedJob(Model, frozen=True, kw_only=True):
@@ -206,7 +210,7 @@ class LeasedEntry(Model, frozen=True, kw_only=True):
 class LeasedResults(Model, frozen=True, kw_only=True):
     """The answers to a batch of leases, in the order of the request."""
 
-    results: tuple[LeasedEntry, ...] = field(default_factory=tuple)
+    results: tuple[LeasedEntry, ...] = field(default_factory=_none)
 
 
 class JobError(Model, frozen=True, kw_only=True):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from osqueue_client.models import DeadJob as DeadJobModel
 from osqueue_client.models import JobError, Payload
 
 from .job import UNCLAIMED, Fields, Job
+from .order import ends_with_place, foreign_first, without_place
 from .sequence import Block
 
 _encoder = msgspec.json.Encoder()
@@ -27,6 +28,7 @@ class _DeadText(Struct, rename="camel"):
     dead_at: int = 0
     dead_number: int = 0
     last_error: JobError | None = None
+    order: Raw | UnsetType = UNSET
 
 
 _text_decoder = msgspec.json.Decoder(_DeadText)
@@ -56,6 +58,9 @@ class DeadJob:
     def from_text(cls, text: bytes) -> DeadJob:
         """Return the dead job that stands in a document. Raises one of `UNREADABLE` if it is none."""
         known = _text_decoder.decode(text)
+        if known.order is not UNSET:  # ours in a segment, where it is the last field; else somebody else's
+            is_ours = ends_with_place(text, known.dead_number)
+            text = without_place(text, known.dead_number) if is_ours else foreign_first(text)
         return cls(known.id, known.dead_number, text)
 
     def text(self) -> bytes:
@@ -66,7 +71,6 @@ class DeadJob:
         """Return the job as it is claimable again: its attempts at 0, its last error still told."""
         fields: Fields = dict(_fields_decoder.decode(self._text))
         del fields["deadAt"], fields["deadNumber"]
-        fields.pop("order", None)
         fields |= {"status": UNCLAIMED, "attempts": 0}
         return Job.from_text(_encoder.encode(fields), position)
 

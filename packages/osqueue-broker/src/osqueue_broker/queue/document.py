@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -69,7 +70,7 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
             state.load_segment(Segment(segment))
         for segment in lists.dead_segments:
             state.load_dead_segment(Segment(segment))
-        for job in _in_order([Job.from_text(bytes(text)) for text in lists.jobs], state):
+        for job in _in_order(lists.jobs, state):
             _require_new(state, job)
             state.load(job, now)
         for text in lists.dead_jobs:
@@ -85,21 +86,20 @@ def read_document(body: bytes, rules: Rules, now: Now) -> tuple[Header, QueueSta
     return _header(known), state
 
 
-def _in_order(jobs: list[Job], state: QueueState) -> list[Job]:
+def _in_order(texts: Sequence[Raw], state: QueueState) -> list[Job]:
     """Return the jobs of the document with their positions, in order.
 
     While there are segments, jobs say their order. Those that do not, or say that of another, a foreign broker has
     added: they come last. Without segments the order is that of the list.
     """
     if not len(state.segments):
-        for place, job in enumerate(jobs):
-            job.position = place
-        state.begin_positions_at(len(jobs))
-        return jobs
+        state.begin_positions_at(len(texts))
+        return [Job.from_text(bytes(text), place) for place, text in enumerate(texts)]
+    jobs = [Job.from_text(bytes(text)) for text in texts]
     last = max(max(segment.last for segment in state.segments), *(job.position for job in jobs), NOWHERE)
     taken: set[int] = set()
     for job in jobs:
-        if job.position <= NOWHERE or job.position in taken:
+        if job.position == NOWHERE or job.position in taken:
             last += 1
             job.position = last
         taken.add(job.position)

@@ -10,6 +10,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from osqueue_client.models import ClaimedJob, Payload
 from osqueue_client.wire_json import UNREADABLE
 
+from .order import HIGHEST, foreign_first, with_nothing_aside, without_place
+
 if TYPE_CHECKING:
     from .sequence import Block
 
@@ -50,8 +52,12 @@ class JobText(Struct, rename="camel", omit_defaults=True, kw_only=True):
     worker_id: str | None = None
     heartbeat: int | None = None
     lease: Raw | UnsetType = UNSET
-    order: int | None = None
-    """Its place among the jobs that stand elsewhere; written only while some do."""
+
+
+class _OrderedText(JobText):
+    """A job that may say its place among those that stand elsewhere; written only while some do."""
+
+    order: int | UnsetType = UNSET
 
 
 class LeaseText(Struct, rename="camel"):
@@ -70,6 +76,7 @@ class _PayloadText(Struct):
 
 
 _text_decoder = msgspec.json.Decoder(JobText)
+_ordered_decoder = msgspec.json.Decoder(_OrderedText)
 _lease_decoder = msgspec.json.Decoder(LeaseText)
 _payload_decoder = msgspec.json.Decoder(_PayloadText)
 
@@ -78,6 +85,8 @@ class Job:
     """A job in memory. The queue changes the slots; `text` follows when the job is next written."""
 
     __slots__ = (
+        "_error_size",
+        "_last_error",
         "_size_when_read",
         "_text",
         "attempts",
@@ -87,13 +96,13 @@ class Job:
         "heartbeat",
         "id",
         "is_stale",
-        "last_error",
         "lease_deadline",
         "lease_token",
         "max_attempts",
         "position",
         "size",
         "status",
+        "text_bytes",
         "type",
         "worker_id",
     )
@@ -111,10 +120,12 @@ class Job:
         self.heartbeat = known.heartbeat
         self.lease_token = None if isinstance(known.lease, UnsetType) else _token_in(known, known.lease)
         self.hand_outs = 1
-        self.last_error: dict[str, str | int] | None = None
+        self._last_error: dict[str, str | int] | None = None
+        self._error_size = 0
         self.position = position
         """Its place among all jobs; given once."""
-        self._size_when_read = len(text)
+        self._size_when_read = self.text_bytes = len(text)
+        """About how many bytes its text has. It stays the same while the job is claimable."""
         self.size = 0
         self._measure()
         self.lease_deadline = 0.0
@@ -140,15 +151,23 @@ class Job:
 
     @classmethod
     def from_text(cls, text: bytes, position: int | None = None) -> Job:
-        """Return the job that stands in a document, at a position or at the one that it says itself.
+        """Return the job that stands in a text, at a position or, without one, at that which it says itself.
 
-        Raises one of `UNREADABLE` if it is none.
+        With a position, its field `order` is somebody else's. Raises one of `UNREADABLE` if it is no job.
         """
-        known = _text_decoder.decode(text)
-        if known.order is not None:
-            position = known.order if position is None else position
-            text = _without_order(text, known.order)
-        return cls(text, known, NOWHERE if position is None else position)
+        try:
+            known = _ordered_decoder.decode(text)
+        except msgspec.ValidationError:  # by its `order`, if it is a job at all
+            job = _text_decoder.decode(text)
+            return cls(foreign_first(text), job, NOWHERE if position is None else position)
+        order = known.order
+        if order is UNSET:
+            if position is None:
+                return cls(with_nothing_aside(text), known, NOWHERE)
+            return cls(text, known, position)
+        if position is None and 0 <= order <= HIGHEST:
+            return cls(without_place(text, order), known, order)
+        return cls(foreign_first(text), known, NOWHERE if position is None else position)
 
     @property
     def is_in_doubt(self) -> bool:
@@ -171,9 +190,16 @@ class Job:
         )
 
     @property
-    def text_bytes(self) -> int:
-        """About how many bytes its text has."""
-        return self._size_when_read
+    def last_error(self) -> dict[str, str | int] | None:
+        """Why its last attempt failed, if that was since it was read."""
+        return self._last_error
+
+    @last_error.setter
+    def last_error(self, error: dict[str, str | int]) -> None:
+        self._last_error = error
+        self._error_size = sum(_text_size(value) for value in error.values() if isinstance(value, str))
+        if self.status != UNCLAIMED:  # else it is about to die, and counted among the claimable until then
+            self.text_bytes = self._size_when_read + self._error_size
 
     def rewrite(self) -> None:
         """Have the text made again, as slots have changed; `size` is right at once."""
@@ -182,13 +208,9 @@ class Job:
 
     def _measure(self) -> None:
         # An estimate that is never too small: what came, and what the queue adds in its place or beside it.
-        self.size = self._size_when_read + _ROOM
+        self.size = self._size_when_read + self._error_size + _ROOM
         if self.worker_id is not None:
             self.size += 2 * _text_size(self.worker_id)  # beside the lease's token, once more
-        if self.last_error is not None:
-            self.size += sum(
-                _text_size(value) for value in self.last_error.values() if isinstance(value, str)
-            )
 
     def text(self) -> bytes:
         """Return the job as JSON text, with every field that it came with."""
@@ -216,18 +238,9 @@ class Job:
             fields["lease"] = lease
         else:
             fields.pop("lease", None)
-        if self.last_error is not None:
-            fields["lastError"] = self.last_error
+        if self._last_error is not None:
+            fields["lastError"] = self._last_error
         return fields
-
-
-def _without_order(text: bytes, order: int) -> bytes:
-    suffix = b',"order":%d}' % order
-    if text.endswith(suffix):  # as it is written here
-        return text[: -len(suffix)] + b"}"
-    fields = _fields_decoder.decode(text)
-    del fields["order"]
-    return _encoder.encode(fields)
 
 
 def _token_in(known: JobText, text: Raw) -> str | None:

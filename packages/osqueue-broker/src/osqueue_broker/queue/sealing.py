@@ -14,6 +14,7 @@ from .dead import DeadJob
 from .job import NOWHERE, UNCLAIMED, Job
 from .merging import Merge, plan_merge, use_merged
 from .mutation import DONE, Mutation
+from .order import with_place
 from .rules import Now
 from .segment import TYPES_TOLD, Segment, SegmentText, segment_body
 from .state import QueueState
@@ -179,7 +180,7 @@ def _plan_dead(state: QueueState, plans: Sequence[Plan], name: str) -> Plan | No
 
 
 def _plan(name: str, jobs: Sequence[Job | DeadJob], attempts: Sequence[int]) -> Plan:
-    texts = (b'%b,"order":%d}' % (job.text()[:-1], job.position) for job in jobs)
+    texts = (with_place(job.text(), job.position) for job in jobs)
     return Plan(name, jobs, attempts, segment_body(name, texts))
 
 

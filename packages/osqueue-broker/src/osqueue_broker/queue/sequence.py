@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
+from .order import with_place
+
 BLOCK_SIZE: Final = 64
 """Items in a full block: large enough that blocks are few, small enough that joining one again is cheap."""
 
@@ -80,9 +82,7 @@ class Block:
         if self._text is None:
             items = self.ordered().values()
             if with_order:
-                self._text = b",".join(
-                    [b'%b,"order":%d}' % (item.text()[:-1], item.position) for item in items]
-                )
+                self._text = b",".join([with_place(item.text(), item.position) for item in items])
             else:
                 self._text = b",".join([item.text() for item in items])
         return self._text
