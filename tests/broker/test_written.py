@@ -43,7 +43,11 @@ async def test_a_claim_that_was_answered_late_is_counted_and_the_sealing_of_segm
         await waiting
         await asyncio.sleep(10)
         assert store.now()["segments"]
-        assert leader.commits.written().requests == 40 + 1
+        written = leader.commits.written()
+        assert written.requests == 40 + 1
+        made = [key async for key in store.list("segments/")]
+        sizes = [len(found.body) for key in made if (found := await store.read(key)) is not None]
+        assert (written.segment_writes, written.segment_bytes) == (len(made), sum(sizes))
 
 
 @in_fake_time

@@ -8,6 +8,8 @@ import logging
 import math
 from typing import Final
 
+from msgspec.structs import replace
+
 from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError
 from osqueue_client.models import CommitStats, Model
 from osqueue_storage import StoredObject
@@ -84,7 +86,8 @@ class CommitLoop:
 
     def written(self) -> CommitStats:
         """Return what this term has written so far."""
-        return self._written.stats(self._clock.monotonic())
+        stats = self._written.stats(self._clock.monotonic())
+        return replace(stats, segment_writes=self._segments.made, segment_bytes=self._segments.made_bytes)
 
     def put(self, mutation: Mutation, size: int = 0) -> asyncio.Future[Model]:
         """Queue a request for the next batch; see `Inbox.put`."""

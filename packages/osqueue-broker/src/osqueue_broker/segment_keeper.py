@@ -25,6 +25,12 @@ _LOST_AGAIN_AFTER: Final = 30.0
 """Seconds after which a segment that was not there is looked for again."""
 
 
+_MEND: Final = (
+    "restore the object, as from the versions that the store keeps; "
+    "or give its jobs up: osqueue-broker fsck URL --repair --drop-missing"
+)
+
+
 class SegmentKeeper:
     """Works beside the commit loop, in tasks of its own, and changes the queue only through `put`.
 
@@ -47,6 +53,9 @@ class SegmentKeeper:
         self._clock = clock
         self._put = put
         self._resume = resume
+        self.made = 0
+        """Segments of this term whose objects are in the store."""
+        self.made_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: set[str] = set()
         self._garbage: dict[str, float] = {}
@@ -58,6 +67,7 @@ class SegmentKeeper:
         assert header.stamp is not None, "a term has a stamp"
         self._state = state
         self._epoch = header.stamp.epoch
+        self.made = self.made_bytes = 0
         self._reading = set()
         self._garbage = {}
         self._collecting = None
@@ -107,6 +117,8 @@ class SegmentKeeper:
 
     async def _make(self, plan: Plan | Merge) -> None:
         await self._store.create(plan.name, plan.body)
+        self.made += 1
+        self.made_bytes += len(plan.body)
         self._put(Mutation(SEAL, Seal(name=plan.name)))
 
     async def _read(self, segment: Segment) -> None:
@@ -123,7 +135,8 @@ class SegmentKeeper:
                         self._resume(segment.id)  # it was used up, and was deleted
                         return
                     if not segment.is_lost:
-                        logger.error("segment_lost", extra={"segment": segment.id, "error": error.message})
+                        lost = {"segment": segment.id, "jobs": segment.left, "error": error.message}
+                        logger.error("segment_lost", extra=lost | {"mend": _MEND})
                     segment.is_lost = True
                     self._resume(segment.id)
                 await asyncio.sleep(_LOST_AGAIN_AFTER)
@@ -148,13 +161,22 @@ class SegmentKeeper:
     async def _find_garbage(self) -> None:
         while True:
             referred = self._referred()
+            names = await self._store.names()
             found = [
                 name
-                for name in await self._store.names()
+                for name in names
                 if (epoch := epoch_of(name)) is not None and epoch < self._epoch and name not in referred
             ]
             self._note_garbage([name for name in found if name not in self._garbage])
+            self._look_for(referred.difference(names))
             await asyncio.sleep(self._retention)  # a leader that was deposed may have left one on its way
+
+    def _look_for(self, missing: set[str]) -> None:
+        """Read at once what is referred to and was not listed: an operator is to hear of it before a claim does."""
+        for segments in (self._state.segments, self._state.dead_segments):
+            for segment in segments:
+                if segment.id in missing:
+                    self.need(segment)
 
     def _referred(self) -> set[str]:
         """Return the names to which the document in the store refers, as it was last committed: and a few more."""

@@ -241,6 +241,10 @@ class CommitStats(Model, frozen=True, kw_only=True):
     latency_p50: float
     latency_p99: float
     """From the sending of a write to its landing."""
+    segment_writes: int = 0
+    """Objects of segments that were made."""
+    segment_bytes: int = 0
+    """Bytes of all of them, as they were before they were compressed."""
 
 
 class QueueStats(Model, frozen=True, kw_only=True):
@@ -256,6 +260,8 @@ class QueueStats(Model, frozen=True, kw_only=True):
     features: tuple[str, ...] = ()
     segments: int | None = None
     """Objects that hold the waiting jobs which do not stand in the document."""
+    lost_jobs: int | None = None
+    """Jobs of these that cannot be had, as their object is missing or damaged: the broker's log says which."""
     waiting_claims: int | None = None
     commits: CommitStats | None = None
 

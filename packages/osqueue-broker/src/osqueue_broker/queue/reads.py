@@ -42,6 +42,7 @@ def stats(state: QueueState, mutation: Mutation, now: Now) -> models.Model:
         completed_total=state.completed_total,
         dead=state.dead_count,
         segments=len(state.segments) + len(state.dead_segments),
+        lost_jobs=state.segments.lost + state.dead_segments.lost,
         waiting_claims=len(state.waiting_claims),
     )
 

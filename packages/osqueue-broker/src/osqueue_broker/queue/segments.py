@@ -56,6 +56,11 @@ class Segments:
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._all)
 
+    @property
+    def lost(self) -> int:
+        """Jobs in those whose object is not there, or not what it should be, as far as is known."""
+        return sum(segment.left for segment in self._all if segment.is_lost)
+
     def get(self, name: str) -> Segment | None:
         """Return the segment with this name."""
         return self._all.get(name)
