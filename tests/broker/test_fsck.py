@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from broker.support import KEY, FaultyStore, fake_clock, in_fake_time, leading, 
 from msgspec import Raw
 
 from osqueue_broker import BrokerServer, BrokerSettings
+from osqueue_broker.clock import SystemClock
 from osqueue_broker.fsck import Check, Mend
 from osqueue_broker.fsck_cli import main
 from osqueue_broker.fsck_run import Fsck, Report
 from osqueue_client import operations
-from osqueue_client.errors import BrokerLeadershipError, EngineStateError, StorageBackendError
+from osqueue_client.errors import BrokerLeadershipError, ConfigError, EngineStateError, StorageBackendError
 from osqueue_client.models import JobError
-from osqueue_storage import open_storage
+from osqueue_storage import FileBackend, open_storage
 
 COMMAND = [sys.executable, "-m", "osqueue_broker", "fsck"]
 DEAD_LEADER = "us:1"
@@ -344,6 +347,42 @@ async def test_its_jobs_are_given_up_only_if_that_is_asked_for(
     assert (key(name) in store._objects) == (damage is not None), "what is damaged is kept for a person"
 
 
+@pytest.mark.parametrize("damage", [None, cut], ids=["missing", "damaged"])
+@in_fake_time
+async def test_what_was_given_up_is_told_as_lost_with_the_number_of_jobs(
+    damage: Callable[[bytes], bytes] | None,
+) -> None:
+    queue, _ = deep_queue()
+    store = stored(queue)
+    lost = 0
+    for segment in queue.document["segments"][-2:]:
+        spoil(store, segment["name"], damage)
+        lost += len(json.loads(queue.objects[segment["name"]])["jobs"])
+    assert [finding.jobs for finding in (await fsck(store).check()).findings] == [
+        segment["jobs"] for segment in queue.document["segments"][-2:]
+    ]
+    report = await fsck(store).repair(drop_missing=True)
+    assert report.dropped_jobs == lost
+    name = queue.document["segments"][-1]["name"]
+    told = report.mended[-1].text
+    assert told.startswith(f"{queue.document['segments'][-1]['jobs']} jobs of segment {name}: gone for good")
+    assert (key(name) in told) == (damage is not None), "only what is there can be looked at"
+    assert "restored" not in told
+    assert (await fsck(store).repair()).dropped_jobs == 0
+
+
+@in_fake_time
+async def test_what_is_mended_without_loss_gives_up_no_job() -> None:
+    queue, _ = deep_queue()
+    document = queue.document
+    document["segments"][0]["bytes"] = 1
+    store = stored(queue, document)
+    spoil(store, document["segments"][-1]["name"], None)
+    report = await fsck(store).repair()
+    assert [finding.kind for finding in report.mended] == ["summaryWrong"]
+    assert report.dropped_jobs == 0
+
+
 def spoil(store: FaultyStore, name: str, damage: Callable[[bytes], bytes] | None) -> None:
     whole = store._objects.pop(key(name))
     if damage is not None:
@@ -406,6 +445,22 @@ async def test_a_later_segment_shows_that_the_document_is_an_older_copy_and_noth
     assert kinds(report) == ["documentOld"]
     report = await fsck(store).repair(drop_missing=True, delete_garbage=True)
     assert kinds(report) == ["documentOld"]
+    assert store._objects == before
+
+
+@in_fake_time
+async def test_an_older_copy_is_left_as_it_is_whatever_else_is_wrong_with_it() -> None:
+    """Mended, it would begin an epoch after those segments: they would be garbage."""
+    queue, _ = deep_queue()
+    document = queue.document
+    document["segments"][0]["bytes"] = 1
+    store = stored(queue, document)
+    spoil(store, document["segments"][-1]["name"], None)
+    store._put(key("1-100000-later"), b"{}")
+    before = dict(store._objects)
+    report = await fsck(store).repair(drop_missing=True, delete_garbage=True)
+    assert {"documentOld", "summaryWrong", "segmentMissing"} == set(kinds(report))
+    assert not report.mendable
     assert store._objects == before
 
 
@@ -502,6 +557,28 @@ async def test_a_repair_begins_an_epoch_of_its_own_so_that_a_leader_which_slept_
     assert store.now()["previousTerms"][-1]["epoch"] == 1
 
 
+@in_fake_time
+async def test_a_repair_tells_for_how_long_it_watches_a_leader_that_may_live_and_only_then() -> None:
+    queue, _ = deep_queue()
+    document = queue.document
+    document["segments"][-1]["bytes"] = 1
+    store = stored(queue, document)
+    told: list[tuple[str, float, float]] = []
+
+    def watch(leader: str, seconds: float) -> None:
+        told.append((leader, seconds, fake_clock().now))
+
+    patient = Fsck(store, fake_clock(), heartbeat_timeout=20.0)
+    await patient.repair(on_watch=watch)
+    [(leader, seconds, told_at)] = told
+    assert (leader, seconds) == (DEAD_LEADER, 20.0)
+    assert fake_clock().now - told_at >= seconds, "before it watches, not after"
+    await patient.repair(on_watch=watch)
+    store.put_now({**store.now(), "segments": document["segments"]})
+    assert (await patient.repair(on_watch=watch)).mended, "nobody leads any more"
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("before", [0, 1], ids=["epoch", "mend"])
 @in_fake_time
 async def test_a_repair_gives_up_when_somebody_takes_over_meanwhile(before: int) -> None:
@@ -522,6 +599,13 @@ async def test_a_repair_gives_up_when_somebody_takes_over_meanwhile(before: int)
     assert set(store._objects) == {KEY, *map(key, queue.objects)}
 
 
+def caused(cause: OSError) -> StorageBackendError:
+    """The error of a backend, raised from what the system said."""
+    error = StorageBackendError(f"cannot read: {cause.strerror}", outcome="not_applied")
+    error.__cause__ = cause
+    return error
+
+
 @in_fake_time
 async def test_a_store_that_does_not_answer_is_an_error_in_bounded_time() -> None:
     queue, _ = deep_queue()
@@ -532,6 +616,57 @@ async def test_a_store_that_does_not_answer_is_an_error_in_bounded_time() -> Non
     store.hangs = True
     with pytest.raises(StorageBackendError, match="no answer in time"):
         await fsck(store).check()
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        (ConfigError("the client cannot be made"), 1),
+        (caused(NotADirectoryError(errno.ENOTDIR, "Not a directory")), 1),
+        (caused(PermissionError(errno.EACCES, "Permission denied")), 1),
+        (caused(OSError(errno.EIO, "Input/output error")), 3),
+        (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), 3),
+        (StorageBackendError("503", outcome="not_applied"), 3),
+    ],
+    ids=str,
+)
+@in_fake_time
+async def test_only_what_another_try_may_mend_is_tried_again(failure: Exception, tries: int) -> None:
+    store = Refusing(failure)
+    with pytest.raises(type(failure)):
+        await fsck(store).check()
+    assert store.tries == tries
+
+
+async def test_a_file_where_a_folder_should_be_ends_the_check_at_once(tmp_path: Path) -> None:
+    (tmp_path / "queue.json").write_bytes(b"{}")
+    async with CountingFiles(tmp_path / "queue.json") as store:
+        with pytest.raises(StorageBackendError, match="name another folder"):
+            await Fsck(store, SystemClock()).check()
+        assert store.listings == 1
+
+
+class CountingFiles(FileBackend):
+    """Counts how often it is asked what there is."""
+
+    listings = 0
+
+    def list(self, prefix: str) -> AsyncIterator[str]:
+        self.listings += 1
+        return super().list(prefix)
+
+
+class Refusing(FaultyStore):
+    """Fails always."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__()
+        self._failure = failure
+        self.tries = 0
+
+    async def read(self, key: str) -> Any:
+        self.tries += 1
+        raise self._failure
 
 
 class Broken(FaultyStore):
@@ -570,6 +705,7 @@ def test_the_command_tells_by_its_status_how_it_is(tmp_path: Path) -> None:
     status, told, _ = run(url)
     assert status == 0, told
     assert told.endswith("all is well\n")
+    assert run(url, "--repair")[1].endswith("all is well, there was nothing to mend\n")
     document = queue.document
     document["broker"] = None
     document["segments"][-1]["bytes"] = 1
@@ -625,3 +761,131 @@ def test_the_command_refuses_options_that_go_with_a_repair_alone(capsys: pytest.
     assert "--repair" in capsys.readouterr().err
     assert main(["nonsense://x", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["_tag"]
+
+
+def fill(folder: Path, objects: dict[str, bytes]) -> str:
+    """Put objects where a queue lives; return its URL."""
+    asyncio.run(put(f"file:{folder}", objects))
+    return f"file:{folder}"
+
+
+def objects_of(queue: DeepQueue, **changes: Any) -> dict[str, bytes]:
+    """All objects of a queue, its document with changes."""
+    return {
+        KEY: json.dumps({**queue.document, **changes}).encode(),
+        **{key(name): body for name, body in queue.objects.items()},
+    }
+
+
+def test_the_command_says_how_many_jobs_it_gave_up_and_not_that_all_is_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue, _ = deep_queue()
+    objects = objects_of(queue, broker=None)
+    name = queue.document["segments"][-1]["name"]
+    jobs = queue.document["segments"][-1]["jobs"]
+    del objects[key(name)]
+    url = fill(tmp_path, objects)
+    assert main([url, "--repair"]) == 1
+    assert f"WRONG: segment {name} is not in the store: {jobs} jobs of it" in capsys.readouterr().out
+    assert main([url, "--repair", "--drop-missing"]) == 0
+    told = capsys.readouterr().out
+    assert f"DROPPED: {jobs} jobs of segment {name}: gone for good\n" in told
+    assert told.endswith(f"\nwhat is left is well\ngiven up: {jobs} jobs\n")
+    assert "MENDED" not in told
+    assert "all is well" not in told
+
+
+def test_the_command_gives_up_several_segments_in_one_line_and_counts_their_jobs_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue, _ = deep_queue()
+    objects = objects_of(queue, broker=None)
+    lost = queue.document["segments"]
+    for segment in lost:
+        del objects[key(segment["name"])]
+    jobs = sum(segment["jobs"] - gone(segment) for segment in lost)
+    url = fill(tmp_path / "a", objects)
+    assert main([url, "--repair", "--drop-missing"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        f"DROPPED: {jobs} jobs of {len(lost)} segments that are not in the store, {lost[0]['name']}, " in told
+    )
+    assert told.count("DROPPED") == 1
+    assert told.endswith(f"given up: {jobs} jobs\n")
+    assert main([fill(tmp_path / "b", objects), "--repair", "--drop-missing", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["droppedJobs"] == jobs
+
+
+def gone(segment: dict[str, Any]) -> int:
+    return int.from_bytes(b64decode(segment.get("gone", "")), "little").bit_count()
+
+
+def test_the_command_tells_what_is_alike_in_one_line_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue, _ = deep_queue()
+    later = {key(f"1-{1_000 + number}-later"): b"{}" for number in range(195)}
+    assert main([fill(tmp_path, objects_of(queue) | later)]) == 1
+    told = capsys.readouterr().out
+    [wrong] = [line for line in told.splitlines() if line.startswith("WRONG")]
+    assert wrong == (
+        "WRONG: 195 segments that were made after the document, 1-1000-later, 1-1001-later, 1-1002-later, …: "
+        "the document is an older copy. Stop the brokers and restore the newer queue.json; until then fsck mends and "
+        "deletes nothing"
+    )
+    assert told.endswith("195 wrong, 0 of them --repair can mend\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"broker": None}, "; --repair --delete-garbage removes them"),
+        (
+            {},
+            "; the leader deletes what has been out of use for an hour (segment_retention); if no broker runs, "
+            "--repair --delete-garbage does",
+        ),
+    ],
+    ids=["nobody leads", "somebody may lead"],
+)
+def test_the_command_says_what_to_do_about_garbage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], advice: str
+) -> None:
+    queue, _ = deep_queue()
+    objects = {KEY: objects_of(queue, segments=[], **change)[KEY], key("0-1-a"): b"", key("1-2-b"): b""}
+    assert main([fill(tmp_path, objects)]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("garbage")]
+    assert line == f"garbage: 2 objects, 0-1-a, 1-2-b{advice}"
+
+
+def test_the_command_says_on_stderr_that_it_watches_the_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue, _ = deep_queue()
+    document = queue.document
+    document["segments"][-1]["bytes"] = 1
+    url = fill(tmp_path, objects_of(queue, segments=document["segments"]))
+    assert main([url, "--repair", "--json", "--broker-heartbeat-timeout", "0.1"]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"watching the document for 0.1 s: the broker {DEAD_LEADER} may lead\n"
+    assert json.loads(told.out)["isWell"]
+
+
+def test_the_command_takes_queue_and_timeout_from_the_environment_where_the_options_do_not_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue, _ = deep_queue()
+    document = queue.document
+    document["segments"][-1]["bytes"] = 1
+    url = fill(tmp_path, objects_of(queue, segments=document["segments"]))
+    environment = {"OSQUEUE_STORAGE": url, "OSQUEUE_BROKER_HEARTBEAT_TIMEOUT": "0.1"}
+    assert main([], environment) == 1
+    assert main(["file:/nonexistent/queue"], environment) == 2
+    assert main(["--repair"], environment) == 0
+    assert "for 0.1 s" in capsys.readouterr().err
+    for nothing in ({}, {"OSQUEUE_STORAGE": " "}):
+        with pytest.raises(SystemExit) as ended:
+            main([], nothing)
+        assert ended.value.code == 2
+        assert "OSQUEUE_STORAGE" in capsys.readouterr().err

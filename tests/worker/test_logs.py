@@ -72,7 +72,7 @@ async def test_failed_job_is_named_with_its_exception_and_traceback_but_without_
     job_id = await run_one(transport, open_the_door)
     [record] = about(caplog, "job_failed")
     assert record.getMessage() == (
-        f"job_failed: login {job_id} (attempt 1) is tried again if it has attempts left: "
+        f"job_failed: login {job_id} (attempt 1) failed: it is tried again, or dead if that was its last attempt: "
         "ValueError: the door is shut"
     )
     assert (record.job_id, record.job_type, record.attempt) == (job_id, "login", 1)

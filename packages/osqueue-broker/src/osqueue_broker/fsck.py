@@ -17,6 +17,7 @@ from osqueue_client.wire_json import UNREADABLE
 from osqueue_storage import PROBE_PREFIX
 
 from .queue.document import read_document, read_header
+from .queue.order import HIGHEST, with_nothing_aside, without_place
 from .queue.rules import Now, Rules
 from .queue.segment import TYPES_TOLD, SegmentText
 from .queue.terms import Header
@@ -37,6 +38,10 @@ class Mend(StrEnum):
     """Only a person."""
 
 
+UNMENDABLE: Final = frozenset({"documentUnreadable", "documentOld"})
+"""Kinds of findings beside which nothing is mended and nothing deleted: it might be what a person needs."""
+
+
 class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """One thing that is wrong."""
 
@@ -45,6 +50,8 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True, rename="cam
     mend: Mend
     segment: str | None = None
     job_id: str | None = None
+    jobs: int | None = None
+    """Jobs that are not served."""
 
 
 class Garbage(Struct, frozen=True, rename="camel"):
@@ -104,7 +111,13 @@ class _Body(Struct):
     jobs: list[_Job]
 
 
+class _Unplaced(Struct):
+    id: str
+    type: str | None = None
+
+
 _job_decoder: Final = msgspec.json.Decoder(_Job)
+_unplaced_decoder: Final = msgspec.json.Decoder(_Unplaced)
 _body_decoder: Final = msgspec.json.Decoder(_Body)
 _encoder: Final = msgspec.json.Encoder()
 
@@ -122,8 +135,8 @@ class Check:
         self.header: Header = read_header(body)
         try:
             lists = msgspec.json.decode(body, type=_Lists)
-            self._jobs = [_job_decoder.decode(text) for text in lists.jobs]
-            dead_jobs = [_job_decoder.decode(text) for text in lists.dead_jobs]
+            self._jobs = [_job(text) for text in lists.jobs]
+            dead_jobs = [_job(text) for text in lists.dead_jobs]
         except UNREADABLE as error:
             raise EngineStateError(f"the queue document cannot be read: {error}") from error
         self._live = Segments(lists.segments, is_of_dead=False)
@@ -212,7 +225,8 @@ class Check:
                 self._find(
                     "documentOld",
                     f"segment {name} was made after commit {self.seq:,} of epoch {self.epoch}, the document's: "
-                    "it is older than its segments, as one that was restored from a copy",
+                    "it is an older copy. Stop the brokers and restore the newer queue.json; until then fsck mends and "
+                    "deletes nothing",
                     Mend.HAND,
                     name,
                 )
@@ -233,12 +247,15 @@ class Check:
                 fields[field_name] = Raw(_encoder.encode(left))
             else:
                 fields.pop(field_name, None)
-        if self._moved:
+        has_lost_last = bool(self._live.known) and "segments" not in fields
+        if self._moved or has_lost_last:
             texts = msgspec.json.decode(fields["jobs"], type=list[Raw])
             pairs = zip(self._jobs, texts, strict=True)
-            fields["jobs"] = Raw(
-                _encoder.encode([_without_order(t) if j.id in self._moved else t for j, t in pairs])
-            )
+            if has_lost_last:
+                texts = [_as_without_segments(job, text) for job, text in pairs]
+            else:
+                texts = [_without_order(text) if job.id in self._moved else text for job, text in pairs]
+            fields["jobs"] = Raw(_encoder.encode(texts))
         return _encoder.encode(fields)
 
     def _check_document(self, dead_jobs: list[_Job]) -> None:
@@ -258,8 +275,8 @@ class Check:
         for job in self._jobs if self._live.known else ():
             if job.order is None:
                 continue
-            if job.order in self._orders or job.order < 0:
-                self._misplace(job.id, job.order, self._orders.get(job.order, "no other job"))
+            if job.order in self._orders:
+                self._misplace(job.id, job.order, self._orders[job.order])
             else:
                 self._orders[job.order] = job.id
 
@@ -290,10 +307,11 @@ class Check:
         left = known.jobs - gone.bit_count()
         self._count(kind, left)
         text = (
-            f"{message}: {left:,} jobs are not served until the object segments/{known.name}.json is restored, as from "
-            "the versions that the bucket keeps of deleted objects; --repair --drop-missing gives them up"
+            f"{message}: {counted(left, 'dead job' if kind.is_of_dead else 'job')} of it cannot be served until the "
+            f"object segments/{known.name}.json is restored, as from a backup or the versions that the bucket keeps; "
+            "--repair --drop-missing gives them up"
         )
-        self._find(what, text, Mend.DROP_MISSING, known.name)
+        self._find(what, text, Mend.DROP_MISSING, known.name, jobs=left)
         self._unread[known.name] = self.findings[-1]
 
     def _count(self, kind: Segments, left: int) -> None:
@@ -305,9 +323,32 @@ class Check:
             self.counts.jobs_in_segments += left
 
     def _find(
-        self, kind: str, text: str, mend: Mend, segment: str | None = None, job_id: str | None = None
+        self,
+        kind: str,
+        text: str,
+        mend: Mend,
+        segment: str | None = None,
+        job_id: str | None = None,
+        jobs: int | None = None,
     ) -> None:
-        self.findings.append(Finding(kind=kind, text=text, mend=mend, segment=segment, job_id=job_id))
+        self.findings.append(
+            Finding(kind=kind, text=text, mend=mend, segment=segment, job_id=job_id, jobs=jobs)
+        )
+
+
+def counted(count: int, thing: str) -> str:
+    """Return how many things there are, in words: "1 job", "8,496 jobs"."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def _job(text: Raw) -> _Job:
+    """Return a job of the document; what is no place in its `order` is somebody else's, and says none."""
+    try:
+        job = _job_decoder.decode(text)
+    except msgspec.ValidationError:
+        unplaced = _unplaced_decoder.decode(text)
+        return _Job(unplaced.id, None, unplaced.type)
+    return job if job.order is None or 0 <= job.order <= HIGHEST else _Job(job.id, None, job.type)
 
 
 def _jobs_of(name: str, body: bytes | None) -> list[_Job]:
@@ -372,6 +413,11 @@ def _difference(told: dict[str, int], is_so: dict[str, int]) -> str:
     return ", ".join(
         f"{type!r} {told.get(type, 0)} times, which is {is_so.get(type, 0)}" for type in wrong[:3]
     )
+
+
+def _as_without_segments(job: _Job, text: Raw) -> Raw:
+    body = bytes(text)
+    return Raw(with_nothing_aside(body) if job.order is None else without_place(body, job.order))
 
 
 def _without_order(text: Raw) -> Raw:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,18 +11,27 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from osqueue_client.errors import BrokerLeadershipError, EngineStateError, OsqueueError, StorageBackendError
+from osqueue_client.errors import (
+    BrokerLeadershipError,
+    ConfigError,
+    EngineStateError,
+    OsqueueError,
+    StorageBackendError,
+)
 from osqueue_storage import StorageBackend, StoredObject
 from osqueue_storage.patience import seconds_for
 
 from .clock import Clock
 from .document_writer import DocumentWriter, Landed
-from .fsck import Check, Counts, Finding, Garbage, Mend
+from .fsck import UNMENDABLE, Check, Counts, Finding, Garbage, Mend, counted
 from .queue.document import read_document, read_header, write_document
 from .queue.rules import Now, Rules
 from .queue.terms import Header
-from .segment_store import key_of, names_in
+from .segment_store import key_of, names_in, unpacked
 from .settings import DOCUMENT_KEY, SEGMENTS_PREFIX, BrokerSettings
+
+_LARGEST: Final = 64 * 1024 * 1024
+"""Bytes of an object that are reckoned with."""
 
 T = TypeVar("T")
 
@@ -30,6 +40,10 @@ _TIMEOUT: Final = 30.0
 _LOOKS: Final = 4
 """Times that a document is checked which has moved meanwhile, if there was something wrong."""
 _WRITE_TIMEOUT: Final = 120.0
+_LASTING: Final = frozenset(
+    {errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM}
+)
+"""What a system says of a path, and will say again in a second."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +66,18 @@ class Report:
     def is_well(self) -> bool:
         """Whether nothing is wrong any more."""
         return not self.findings
+
+    @property
+    def mendable(self) -> list[Finding]:
+        """What `--repair` alone can mend."""
+        if any(finding.kind in UNMENDABLE for finding in self.findings):
+            return []
+        return [finding for finding in self.findings if finding.mend is Mend.REPAIR]
+
+    @property
+    def dropped_jobs(self) -> int:
+        """How many jobs were given up."""
+        return sum(finding.jobs or 0 for finding in self.mended if finding.mend is Mend.DROP_MISSING)
 
 
 class Fsck:
@@ -77,23 +103,28 @@ class Fsck:
         _, _, report = await self._check()
         return report
 
-    async def repair(self, *, drop_missing: bool = False, delete_garbage: bool = False) -> Report:
+    async def repair(
+        self,
+        *,
+        drop_missing: bool = False,
+        delete_garbage: bool = False,
+        on_watch: Callable[[str, float], object] | None = None,
+    ) -> Report:
         """Check, and mend what can be mended; nothing is written if there is nothing to do.
 
-        Raises `BrokerLeadershipError` if somebody leads, or has begun to meanwhile.
+        `on_watch` is called with the name of a leader that may live, and the seconds for which it is watched. Raises
+        `BrokerLeadershipError` if somebody leads and there is something to do, or has begun to meanwhile.
         """
         found, check, report = await self._check()
-        if check is None:
+        if check is None or any(finding.kind in UNMENDABLE for finding in report.findings):
             return report
         mends = {Mend.REPAIR, Mend.DROP_MISSING} if drop_missing else {Mend.REPAIR}
         to_mend = [finding for finding in report.findings if finding.mend in mends]
-        if any(finding.kind == "documentUnreadable" for finding in report.findings):
-            return report
         garbage = report.garbage.names if delete_garbage else []
-        if any(finding.kind == "documentOld" for finding in report.findings):
-            garbage = []  # the newer document may refer to them
         if not to_mend and not garbage:
             return report
+        if on_watch and check.header.broker is not None:
+            on_watch(check.header.broker, self._settings.broker_heartbeat_timeout)
         await self._require_nobody_leads(found)
         writer = DocumentWriter(self._storage, DOCUMENT_KEY, settings=self._settings, clock=self._clock)
         taken = check.header.takeover(
@@ -110,7 +141,7 @@ class Fsck:
             key = f"{SEGMENTS_PREFIX}{name}" if name in report.garbage.probes else key_of(name)
             await self._patiently(partial(self._storage.delete, key))
         _, _, report = await self._check()
-        report.mended = to_mend
+        report.mended = [_as_mended(finding) for finding in to_mend]
         report.deleted = garbage
         return report
 
@@ -128,7 +159,7 @@ class Fsck:
             for name in dict.fromkeys(check.names):
                 size = check.size(name)
                 stored = await self._patiently(partial(self._storage.read, key_of(name)), size)
-                check.see(name, stored.body if stored else None)
+                check.see(name, None if stored is None else _unpacked(stored.body))
             garbage = check.garbage(names)
             newer = await self._document()
             has_moved = has_moved or newer.version != found.version
@@ -173,7 +204,7 @@ class Fsck:
         raise BrokerLeadershipError("a broker has begun to lead meanwhile: stop the brokers first")
 
     async def _document(self) -> StoredObject:
-        found = await self._patiently(partial(self._storage.read, DOCUMENT_KEY), 64 * 1024 * 1024)
+        found = await self._patiently(partial(self._storage.read, DOCUMENT_KEY), _LARGEST)
         if found is None:
             objects = len(await self._patiently(partial(names_in, self._storage)))
             beside = f", but {objects:,} objects of segments" if objects else ""
@@ -186,13 +217,37 @@ class Fsck:
                 async with asyncio.timeout(seconds_for(size, _TIMEOUT)):
                     return await request()
             except Exception as error:  # whatever a backend raises
-                if tried == _TRIES:
+                if tried == _TRIES or _is_lasting(error):
                     if isinstance(error, OsqueueError):
                         raise
                     text = "no answer in time" if isinstance(error, TimeoutError) else str(error)
                     raise StorageBackendError(f"the store does not answer: {text}") from error
             await asyncio.sleep(tried)
         raise AssertionError("the last try returns or raises")
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether another try would end in the same way."""
+    cause = error.__cause__
+    return isinstance(error, ConfigError) or (isinstance(cause, OSError) and cause.errno in _LASTING)
+
+
+def _as_mended(finding: Finding) -> Finding:
+    if finding.mend is not Mend.DROP_MISSING:
+        return finding
+    kept = f"; its object is left as it is, segments/{finding.segment}.json"
+    return msgspec.structs.replace(
+        finding,
+        text=f"{counted(finding.jobs or 0, 'job')} of segment {finding.segment}: gone for good"
+        + (kept if finding.kind == "segmentDamaged" else ""),
+    )
+
+
+def _unpacked(stored: bytes) -> bytes:
+    try:
+        return unpacked(stored, _LARGEST)
+    except EngineStateError:
+        return stored  # which is no segment: the check says so
 
 
 def _unreadable(body: bytes, error: EngineStateError) -> Report:

@@ -241,7 +241,9 @@ class Runs:
         log(
             logging.WARNING,
             "job_failed",
-            "failed: it is tried again, or dead if that was its last attempt" if failure.may_retry else "is dead",
+            "failed: it is tried again, or dead if that was its last attempt"
+            if failure.may_retry
+            else "is dead",
             job=job,
             error=error,
             # Of a payload that does not fit there is nothing more to see.
