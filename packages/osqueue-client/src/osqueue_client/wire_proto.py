@@ -6,6 +6,7 @@ operation's RPC, a field by its name, which is the same in the model and in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, TypeVar, get_args
@@ -88,7 +89,6 @@ class _Field:
     message: type[AnyMessage] | None
 
 
-@cache
 def _fields_of(model: type[Model], message: type[AnyMessage]) -> tuple[_Field, ...]:
     return tuple(
         _field(field, desc)
@@ -134,53 +134,77 @@ def _class_of(desc: DescMessage) -> type[AnyMessage]:
 
 
 def _to_message(model: Model, message: type[AnyMessage]) -> AnyMessage:
-    values = {}
-    for field in _fields_of(type(model), message):  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
-        value = getattr(model, field.name)
-        if value is None or value is UNSET:
-            continue
-        values[field.name] = _value_out(field, value)
-    return message(**values)
+    return _writer(type(model), message)(model)  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
 
 
-def _value_out(field: _Field, value: Any) -> object:
-    if field.message is not None:
-        message = field.message
-        return (
-            [_to_message(item, message) for item in value]
-            if field.is_repeated
-            else _to_message(value, message)
-        )
+@cache
+def _writer(model: type[Model], message: type[AnyMessage]) -> Callable[[Model], AnyMessage]:
+    """Return what makes a message of a model: it runs for each entry of a batch."""
+    fields = [(field.name, _value_writer(field)) for field in _fields_of(model, message)]
+
+    def write(instance: Model) -> AnyMessage:
+        values = {}
+        for name, convert in fields:
+            value = getattr(instance, name)
+            if value is not None and value is not UNSET:
+                values[name] = value if convert is None else convert(value)
+        return message(**values)
+
+    return write
+
+
+def _value_writer(field: _Field) -> Callable[[Any], object] | None:
+    """Return what makes a message's value of a model's; None if it is the same."""
+    if field.message is not None and field.model is not None:
+        write = _writer(field.model, field.message)  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
+        return (lambda items: [write(item) for item in items]) if field.is_repeated else write
     if field.is_repeated:
-        return list(value)
+        return list
     if field.scalar == ScalarType.INT32:
-        return min(value, _INT32_MAX)
-    return bytes(value) if field.scalar == ScalarType.BYTES else value
+        return lambda number: min(number, _INT32_MAX)
+    return bytes if field.scalar == ScalarType.BYTES else None
 
 
 def _from_message(message: AnyMessage, model: type[Model], method: str | None = None) -> dict[str, object]:
     """Return the fields of a message, named as in JSON. Those of a request to `method` have their payloads checked."""
-    values: dict[str, object] = {}
-    for field in _fields_of(model, type(message)):  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
-        if method is not None and field.name == "payload":
-            # A payload over Connect is always JSON text: no bytes at all are not one.
-            values["payload"] = payload_from_text(bytes(getattr(message, "payload")), method)  # noqa: B009  # of any message
-            continue
-        value = getattr(message, field.name)
-        # To ask for presence is slow; what is not the default is present.
-        if not value and field.has_presence and not message.has_field(field.name):
-            continue
-        if value or field.has_presence or field.is_required:
-            values[field.wire_name] = _value_in(field, value, method)
-    return values
+    return _reader(model, type(message), method)(message)  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
 
 
-def _value_in(field: _Field, value: Any, method: str | None) -> object:
-    if field.model is not None:
-        model = field.model
-        return (
-            [_from_message(item, model, method) for item in value]
-            if field.is_repeated
-            else _from_message(value, model, method)
-        )
-    return Raw(value) if field.scalar == ScalarType.BYTES else value
+@cache
+def _reader(
+    model: type[Model], message: type[AnyMessage], method: str | None
+) -> Callable[[AnyMessage], dict[str, object]]:
+    """Return what reads a message: it runs for each entry of a batch."""
+    fields = [
+        (field.name, field.wire_name, _default_reader(field, method), _value_reader(field, method))
+        for field in _fields_of(model, message)
+    ]
+
+    def read(instance: AnyMessage) -> dict[str, object]:
+        values: dict[str, object] = {}
+        for name, wire_name, is_there, convert in fields:
+            value = getattr(instance, name)
+            if value or is_there(instance):  # to ask is slow; what is not the default is there
+                values[wire_name] = value if convert is None else convert(value)
+        return values
+
+    return read
+
+
+def _default_reader(field: _Field, method: str | None) -> Callable[[AnyMessage], bool]:
+    """Return what tells whether a field is to be read though its value is the default one."""
+    if method is not None and field.name == "payload":
+        return lambda _: True  # a payload over Connect is always JSON text: no bytes at all are not one
+    if field.has_presence:
+        return lambda message: message.has_field(field.name)
+    return lambda _: field.is_required
+
+
+def _value_reader(field: _Field, method: str | None) -> Callable[[Any], object] | None:
+    """Return what makes a model's value of a message's; None if it is the same."""
+    if field.message is not None and field.model is not None:
+        read = _reader(field.model, field.message, method)  # type: ignore[arg-type]  # a class hashes; its metaclass hides it
+        return (lambda items: [read(item) for item in items]) if field.is_repeated else read
+    if method is not None and field.name == "payload":
+        return lambda value: payload_from_text(bytes(value), method)
+    return Raw if field.scalar == ScalarType.BYTES else None
