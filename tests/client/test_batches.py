@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from client.support import OLD, Watched, transport_to
 
-from osqueue_broker import BrokerServer
+from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_client import (
     BatchError,
     BrokerProtocolError,
@@ -137,6 +137,21 @@ async def test_what_comes_behind_a_request_without_an_answer_is_not_sent(server:
     assert all(isinstance(result, str) for result in results[:1000])
     outcomes = [getattr(result, "outcome", None) for result in results[1000:]]
     assert outcomes == ["unknown"] * 1000 + ["not_applied"] * 500
+
+
+async def test_requests_are_made_smaller_for_a_broker_that_takes_less(transport_name: str) -> None:
+    settings = BrokerSettings(max_request_bytes=10_000)
+    async with BrokerServer(storage=MemoryBackend(), port=0, settings=settings) as server:
+        watched = Watched(transport_to(transport_name, f"http://{server.address}"))
+        async with OsqueueClient(transport=watched, timeout=20) as client:
+            ids = await client.submit_jobs([("a", "x" * 200)] * 300)
+            jobs = await client.claim_jobs("w", limit=300)
+            assert [job.id for job in jobs] == ids
+            assert await client.heartbeat_jobs(jobs, "w") == [None] * 300
+            assert await client.complete_jobs(jobs, "w") == [None] * 300
+            assert (await client.get_stats()).completed_total == 300
+    # Those that were refused, and not one a job.
+    assert max(len(watched.of(name)) for name in ("submitJobs", "heartbeatJobs", "completeJobs")) < 40
 
 
 async def test_nothing_is_sent_where_one_payload_does_not_fit(watched: Watched) -> None:

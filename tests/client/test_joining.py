@@ -108,6 +108,36 @@ async def test_cancelled_caller_takes_the_call_from_nobody(client: OsqueueClient
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2 + [str] * 2
 
 
+async def test_call_that_is_cancelled_before_its_request_is_made_is_not_sent(
+    client: OsqueueClient, watched: Watched
+) -> None:
+    loop = asyncio.get_running_loop()
+    calls = [asyncio.create_task(client.submit_job("a", n)) for n in range(4)]
+    loop.call_soon(calls[1].cancel)  # in the turn in which they are joined, before that
+    loop.call_soon(lambda: loop.call_soon(calls[2].cancel))  # and after it
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    kinds = [str, asyncio.CancelledError, asyncio.CancelledError, str]
+    assert [type(result) for result in results] == kinds
+    assert [[bytes(job.payload) for job in request.jobs] for request in watched.of("submitJobs")] == [
+        [b"0", b"3"]
+    ]
+    assert (await client.get_stats()).total == 2
+
+
+async def test_nothing_is_sent_for_callers_who_have_all_gone(client: OsqueueClient, watched: Watched) -> None:
+    loop = asyncio.get_running_loop()
+    calls = [asyncio.create_task(client.submit_job("a", n)) for n in range(3)]
+
+    def cancel() -> None:
+        for call in calls:
+            call.cancel()
+
+    loop.call_soon(lambda: loop.call_soon(cancel))  # when they were joined, before the request is made
+    await asyncio.wait(calls)
+    await client.get_stats()
+    assert watched.names == []
+
+
 async def test_request_ends_with_its_last_caller(server: BrokerServer) -> None:
     held, ended = asyncio.Event(), asyncio.Event()
 

@@ -16,6 +16,7 @@ import pytest
 from client.support import free_port, obey_ctrl_c
 
 from osqueue_client import (
+    BrokerProtocolError,
     ConfigError,
     JobNotFoundError,
     OsqueueClient,
@@ -89,6 +90,38 @@ def test_many_jobs_go_in_one_call_and_are_listed_by_pages(url: str) -> None:
         assert client.heartbeat_jobs(jobs, "w1") == [None] * 5
         assert client.complete_jobs(jobs, "w1") == [None] * 5
         assert client.claim_job("w1", "many", wait=0.05) is None
+
+
+def test_jobs_may_come_from_the_same_client(url: str) -> None:
+    def here() -> None:
+        # Anywhere else the client's next call would wait for itself.
+        assert threading.current_thread() is threading.main_thread()
+
+    def copies() -> Iterator[tuple[str, object]]:
+        here()
+        for job in client.iter_jobs(type="original"):
+            yield "copy", job.id
+
+    def leases() -> Iterator[tuple[str, None]]:
+        here()
+        for job in client.iter_jobs(type="copy", page=1):
+            yield job.id, None
+
+    with SyncOsqueueClient(url, timeout=10) as client:
+        client.submit_jobs([("original", n) for n in range(2)])
+        client.submit_jobs(copies())
+        assert len(client.claim_jobs("w1", "copy", limit=5)) == 2
+        assert client.heartbeat_jobs(leases(), "w1") == [None] * 2
+        assert client.complete_jobs(leases(), "w1") == [None] * 2
+
+
+def test_arguments_that_cannot_be_are_named_as_they_were_given(url: str) -> None:
+    with SyncOsqueueClient(url, timeout=10) as client:
+        with pytest.raises(BrokerProtocolError, match=r"^page must be"):
+            next(client.iter_jobs(page=0))
+        for call in (client.submit_jobs, lambda jobs: client.complete_jobs(jobs, "w1")):
+            with pytest.raises(BrokerProtocolError, match=r"^jobs: give a list, not a value of int"):
+                call(5)  # type: ignore[arg-type]
 
 
 def test_many_threads_share_one_client(url: str) -> None:

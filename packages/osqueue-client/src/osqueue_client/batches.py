@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -12,11 +13,11 @@ from msgspec import Raw
 
 from . import models, operations
 from .calls import Calls
-from .errors import JobNotFoundError, LeaseLostError, OsqueueError, error_from_wire
+from .errors import OsqueueError, RequestTooLargeError, error_from_wire
 from .features import BATCH
 from .models import BATCH_LIMIT, EntryError, Lease, LeasedJob, LeasedJobs, NewJob
 from .operations import Operation
-from .repeats import NotKnown
+from .repeats import NOT_HERE, NotKnown
 from .waiting import wait_for_jobs
 from .wire_json import malformed_answer
 
@@ -33,6 +34,9 @@ _ENTRY_BYTES: Final = 128
 _SINGLES: Final = 16
 """Calls at a time where the broker takes no batches."""
 
+_SINGLE_LEASES: Final = 64
+"""More, since their order is nothing, and all must be done before a lease ends."""
+
 
 async def submit(calls: Calls, jobs: Sequence[NewJob], timeout: float | None) -> list[str | OsqueueError]:
     """Add jobs; return for each its id, or why it was not added. Raises if no request was answered at all."""
@@ -46,7 +50,8 @@ async def submit(calls: Calls, jobs: Sequence[NewJob], timeout: float | None) ->
         request = models.SubmitJob(payload=job.payload, type=job.type, max_attempts=job.max_attempts)
         return (await calls.call(operations.SUBMIT_JOB, request, timeout)).job_id
 
-    return await _each_part(jobs, many, one)
+    # Jobs are added in their order: what follows one that is refused is not sent.
+    return await _each_part(jobs, many, one, _Course((OsqueueError,), patience=1, width=_SINGLES))
 
 
 async def complete(
@@ -84,7 +89,9 @@ async def _each_lease(
         request = one.request(job_id=lease.job_id, worker_id=worker_id, lease_token=lease.lease_token)
         await calls.call(one, request, timeout)
 
-    return await _each_part(leases, ask_many, ask_one)
+    # What is refused is a matter of one lease. A broker that is away is away for all.
+    course = _Course(NOT_HERE, patience=_SINGLE_LEASES, width=_SINGLE_LEASES)
+    return await _each_part(leases, ask_many, ask_one, course)
 
 
 async def claim(
@@ -132,50 +139,115 @@ async def _claim_singly(
     return claimed
 
 
+@dataclass(slots=True)
+class _Course:
+    """Whether a call goes on where something of it fails, and whether anything of it was answered."""
+
+    silence: tuple[type[OsqueueError], ...]
+    """The errors that are no answer to an entry: others may have the same."""
+    patience: int
+    """After so many of them in a row nothing more is sent."""
+    width: int
+    """Calls at a time where the broker takes no batches."""
+    is_answered: bool = False
+    is_over: bool = False
+    _in_a_row: int = 0
+
+    def is_silence(self, answer: object) -> bool:
+        return isinstance(answer, self.silence)
+
+    def note(self, *answers: object) -> None:
+        """Take notice of what came of entries."""
+        for answer in answers:
+            if self.is_silence(answer):
+                self._in_a_row += 1
+                self.is_over = self.is_over or self._in_a_row >= self.patience
+            else:
+                self._in_a_row, self.is_answered = 0, True
+
+
 async def _each_part(
     entries: Sequence[E],
     many: Callable[[Sequence[E]], Awaitable[list[R | OsqueueError]]],
     one: Callable[[E], Coroutine[Any, Any, R]],
+    course: _Course,
 ) -> list[R | OsqueueError]:
-    """Send a request for each part, or for each entry where the broker takes no batches, until one stops that."""
+    """Send a request for each part, or for each entry where the broker takes no batches, until the course is over.
+
+    If nothing was answered at all, the error is raised that tells least of what was done.
+    """
     results: list[R | OsqueueError] = []
-    for part in split(entries):
-        try:
-            answers = await many(part)
-        except NotKnown:
-            answers = await _singly(part, one)
-        except OsqueueError as failure:
-            if not results:
-                raise
-            answers = [copy.copy(failure) for _ in part]
-        results += answers
-        if any(map(_stops, answers)):
-            break
-    return _with_rest(results, entries)
+    room = REQUEST_BYTES
+    while len(results) < len(entries) and not course.is_over:
+        part = part_at(entries, len(results), room)
+        answers = await _sent(part, many, one, course)
+        if answers is None:
+            room = sum(map(size_of, part)) // 2
+        else:
+            results += answers
+    errors = [(place, result) for place, result in enumerate(results) if isinstance(result, OsqueueError)]
+    for place, error in errors:
+        if isinstance(error, RequestTooLargeError):
+            error.args = (f"jobs[{place}]: {error.message}",)
+    if errors and not course.is_answered:
+        raise max((error for _, error in errors), key=_doubt)
+    return _with_rest(results, entries, course)
 
 
-async def _singly(entries: Sequence[E], one: Callable[[E], Coroutine[Any, Any, R]]) -> list[R | OsqueueError]:
-    results: list[R | OsqueueError] = []
-    for start in range(0, len(entries), _SINGLES):
-        answers = await _gathered([one(entry) for entry in entries[start : start + _SINGLES]])
-        results += answers
-        if any(map(_stops, answers)):
-            break
-    if isinstance(results[0], OsqueueError) and all(map(_stops, results)):
-        raise results[0]
-    return _with_rest(results, entries)
+async def _sent(
+    part: Sequence[E],
+    many: Callable[[Sequence[E]], Awaitable[list[R | OsqueueError]]],
+    one: Callable[[E], Coroutine[Any, Any, R]],
+    course: _Course,
+) -> list[R | OsqueueError] | None:
+    """Send a part; return what came of each that was sent, or None where the broker takes no request as large."""
+    try:
+        answers = await many(part)
+    except NotKnown:
+        return await _singly(part, one, course)
+    except OsqueueError as failure:
+        if len(part) > 1 and isinstance(failure, RequestTooLargeError) and failure.outcome == "not_applied":
+            return None
+        if course.is_silence(failure):
+            course.note(*[failure] * len(part))
+        others: list[R | OsqueueError] = [copy.copy(failure) for _ in part[1:]]
+        return [failure, *others]
+    course.is_answered = True
+    course.note(*answers)
+    return answers
 
 
-def _stops(answer: object) -> bool:
-    """Whether what follows is not sent: jobs are added in order, and a broker that is away is away for all."""
-    return isinstance(answer, OsqueueError) and not isinstance(answer, JobNotFoundError | LeaseLostError)
+async def _singly(
+    entries: Sequence[E], one: Callable[[E], Coroutine[Any, Any, R]], course: _Course
+) -> list[R | OsqueueError]:
+    """Send each entry alone; return what came of those that were sent, which are the first."""
+    answers: dict[int, R | OsqueueError] = {}
+    left = enumerate(entries)
+
+    async def send() -> None:
+        for place, entry in left:
+            answers[place] = answer = await _answer_or_error(one(entry))
+            course.note(answer)
+            if course.is_over:
+                return
+
+    await _gathered([send() for _ in range(min(course.width, len(entries)))])
+    return [answers[place] for place in range(len(answers))]
 
 
-def _with_rest(results: list[R | OsqueueError], entries: Sequence[E]) -> list[R | OsqueueError]:
+def _doubt(error: OsqueueError) -> int:
+    return ("not_applied", None, "unknown").index(error.outcome)
+
+
+def _with_rest(
+    results: list[R | OsqueueError], entries: Sequence[E], course: _Course
+) -> list[R | OsqueueError]:
     """Return the results with those of the entries that were not sent any more."""
     left = len(entries) - len(results)
     if left:
-        first = next(result for result in results if isinstance(result, OsqueueError) and _stops(result))
+        first = next(
+            result for result in results if isinstance(result, OsqueueError) and course.is_silence(result)
+        )
         for _ in range(left):
             error = copy.copy(first)
             error.args, error.outcome = (
@@ -186,17 +258,14 @@ def _with_rest(results: list[R | OsqueueError], entries: Sequence[E]) -> list[R 
     return results
 
 
-def split(entries: Sequence[E]) -> Iterator[Sequence[E]]:
-    """Yield the entries in parts that fit into a request each; one that is too large is alone."""
-    start = size = 0
-    for place, entry in enumerate(entries):
-        entry_size = size_of(entry)
-        if place > start and (place - start == BATCH_LIMIT or size + entry_size > REQUEST_BYTES):
-            yield entries[start:place]
-            start, size = place, 0
-        size += entry_size
-    if start < len(entries):
-        yield entries[start:]
+def part_at(entries: Sequence[E], start: int, room: int) -> Sequence[E]:
+    """Return the entries from there on that fit into one request; one that is too large is alone."""
+    size = 0
+    for place in range(start, min(start + BATCH_LIMIT, len(entries))):
+        size += size_of(entries[place])
+        if place > start and size > room:
+            return entries[start:place]
+    return entries[start : start + BATCH_LIMIT]
 
 
 def size_of(entry: NewJob | Lease | LeasedJob) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 from msgspec import Raw
 
@@ -14,21 +14,16 @@ from . import batches, models, operations
 from .calls import Calls
 from .chance import Chance
 from .discovery import Discovery
+from .entries import Leases, NewJobs, leases, new_jobs
 from .errors import BatchError, OsqueueError, TransportConfigError
 from .job import Job
 from .joining import Joining
-from .listing import list_page
-from .models import DeadJobList, JobInfo, JobList, JobStatus, Lease, QueueStats
+from .listing import list_page, require_page
+from .models import LIST_LIMIT, DeadJobList, JobInfo, JobList, JobStatus, QueueStats
 from .registry import JobType, PayloadSchemas, Registry
 from .transports import Transport, TransportFactory, TransportName, factory_of
 from .transports.tls import CaFile
 from .waiting import wait_for_jobs
-
-NewJobs: TypeAlias = Iterable[tuple[str | JobType[Any] | None, object]]
-"""Pairs of a type and a payload, as `OsqueueClient.submit_job` takes them."""
-
-Leases: TypeAlias = Iterable[Job | tuple[str, str | None]]
-"""Claimed jobs, or pairs of a job's id and its lease token, which may be None."""
 
 P = TypeVar("P")
 
@@ -159,20 +154,15 @@ class OsqueueClient:
 
             ids = await client.submit_jobs([("email:send", {"to": "a@example.com"}), ("email:send", {"to": "b@…"})])
 
-        They go in requests of at most 1,000 jobs and 750 KB, one after another, so that they are claimed in this order;
-        `timeout` bounds each. Raises `PayloadValidationError` before anything is sent. What there is no room for is not
-        added, nor is anything behind it: a `BatchError` then has for each job its id or its error. Where no request was
-        answered, its error is raised. To a broker without the feature `batch` each job is sent alone, 16 at a time.
+        `(type, payload, max_attempts)` sets the attempts of one job, in place of those of the call. They go in requests
+        of at most 1,000 jobs and 750 KB (of fewer where the broker takes less), one after another, so that they are
+        claimed in this order; `timeout` bounds each. Raises `PayloadValidationError`, or `BrokerProtocolError` for what
+        is no such pair, before anything is sent; the message begins with the entry's place, as in `jobs[17]: `. What
+        there is no room for is not added, nor is anything behind it: a `BatchError` then has for each job its id or its
+        error. Where none was answered, the error is raised. To a broker without the feature `batch` each job is sent
+        alone, 16 at a time.
         """
-        new_jobs = [
-            models.NewJob(
-                payload=Raw(self._schemas.to_json(type, payload)),
-                type=type.name if isinstance(type, JobType) else type,
-                max_attempts=max_attempts,
-            )
-            for type, payload in jobs
-        ]
-        results = await batches.submit(self._calls, new_jobs, timeout)
+        results = await batches.submit(self._calls, new_jobs(jobs, self._schemas, max_attempts), timeout)
         errors = [result for result in results if isinstance(result, OsqueueError)]
         if errors:
             count = f"{len(errors):,} of {len(results):,} jobs were not added"
@@ -192,8 +182,9 @@ class OsqueueClient:
         """Lease the oldest claimable job of these types (any without), or return None when there is none.
 
         With `wait` (seconds, as many as you like) it waits for a job to come, and is answered by the commit that makes
-        one claimable; `timeout` begins when the wait is over. A broker without the feature `wait` answers at once. A
-        call that is cancelled gives up its place: the broker sees its connection end, or is told.
+        one claimable; `timeout` begins when the wait is over, so that without any broker the call raises only after
+        `wait + timeout`. A broker without the feature `wait` answers at once. A call that is cancelled gives up its
+        place: the broker sees its connection end, or is told.
         """
         request = models.ClaimJob(worker_id=worker_id, types=_wanted(types))
         claimed = await wait_for_jobs(
@@ -217,7 +208,8 @@ class OsqueueClient:
     ) -> list[Job]:
         """Lease the oldest claimable jobs, up to `limit` (1 to 1,000) and about 1 MiB of them.
 
-        With `wait` it waits for the first that come, as `claim_job` does: fewer than `limit` are no reason to wait.
+        With `wait` it waits for the first that come, as `claim_job` does: fewer than `limit` are no reason to wait,
+        and without any broker it raises only after `wait + timeout`.
         Of a broker without the feature `batch` jobs are claimed one by one, without waiting.
         """
         claimed = await batches.claim(self._calls, worker_id, _wanted(types), limit, wait, timeout)
@@ -239,11 +231,18 @@ class OsqueueClient:
     ) -> list[OsqueueError | None]:
         """Keep many leases of one worker; return for each None, or the error that `heartbeat` would raise.
 
-        They go in requests of at most 1,000, each bounded by `timeout`. Where none was answered, its error is raised;
-        once one fails, the others are not sent and have that error. To a broker without the feature `batch` each is
-        sent alone, 16 at a time.
+        Nothing is raised for a single lease: look at what is returned.
+
+            errors = await client.heartbeat_jobs(jobs, "w1")
+            lost = [job for job, error in zip(jobs, errors) if error is not None]
+
+        They go in requests of at most 1,000, each bounded by `timeout`; to a broker without the feature `batch` each is
+        sent alone, 64 at a time. Where none was answered, the error is raised. Behind a request of many that found no
+        broker, and behind 64 of one, nothing is sent: those leases have an error with `outcome` `not_applied`. Raises
+        `BrokerProtocolError` for what is neither a `Job` nor a pair of its id and its lease token, before anything is
+        sent.
         """
-        return await batches.heartbeat(self._calls, worker_id, _leases(jobs), timeout)
+        return await batches.heartbeat(self._calls, worker_id, leases(jobs), timeout)
 
     async def complete_job(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
@@ -257,9 +256,9 @@ class OsqueueClient:
     ) -> list[OsqueueError | None]:
         """End many jobs of one worker as done; return for each None, or the error that `complete_job` would raise.
 
-        Sent as `heartbeat_jobs` sends them.
+        Nothing is raised for a single job: look at what is returned. Sent as `heartbeat_jobs` sends them.
         """
-        return await batches.complete(self._calls, worker_id, _leases(jobs), timeout)
+        return await batches.complete(self._calls, worker_id, leases(jobs), timeout)
 
     async def fail_job(
         self,
@@ -311,13 +310,14 @@ class OsqueueClient:
         *,
         type: str | None = None,
         status: JobStatus | None = None,
-        page: int = 1000,
+        page: int = LIST_LIMIT,
         timeout: float | None = None,
     ) -> AsyncIterator[JobInfo]:
         """Yield all live jobs as `list_jobs` lists them, `page` (1 to 1,000) in a request, each bounded by `timeout`.
 
         What comes or goes meanwhile may be among them or not.
         """
+        require_page(page)
         cursor: str | None = None
         while True:
             found = await self.list_jobs(limit=page, cursor=cursor, type=type, status=status, timeout=timeout)
@@ -346,15 +346,6 @@ class OsqueueClient:
 
 def _wanted(types: Sequence[str] | None) -> tuple[str, ...] | None:
     return (types,) if isinstance(types, str) else tuple(types or ()) or None
-
-
-def _leases(jobs: Leases) -> list[Lease]:
-    return [
-        Lease(job_id=job.id, lease_token=job.lease_token)
-        if isinstance(job, Job)
-        else Lease(job_id=job[0], lease_token=job[1])
-        for job in jobs
-    ]
 
 
 def _job_error(error: BaseException) -> models.JobError:

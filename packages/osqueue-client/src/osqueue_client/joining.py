@@ -48,6 +48,11 @@ class _Group:
     def has_room(self, size: int) -> bool:
         return len(self.requests) < BATCH_LIMIT and self.size + size <= REQUEST_BYTES
 
+    def drop_cancelled(self) -> None:
+        """Forget the calls whose callers have gone: they are not sent."""
+        left = [pair for pair in zip(self.requests, self.answers, strict=True) if not pair[1].done()]
+        self.requests, self.answers = [request for request, _ in left], [answer for _, answer in left]
+
 
 class Joining:
     """Stands before a client's calls, and joins those that begin in one turn of the event loop with the same timeout.
@@ -102,7 +107,8 @@ class Joining:
         if self._gathering.get(key) is not group:
             return  # it was full, and is on its way
         del self._gathering[key]
-        if group.waiting < 2:
+        group.drop_cancelled()
+        if len(group.answers) < 2:
             _give(group, [_ALONE] * len(group.answers))
             return
         task = group.task = asyncio.get_running_loop().create_task(self._ask(group), name="osqueue-joined")
@@ -112,6 +118,9 @@ class Joining:
     async def _ask(self, group: _Group) -> None:
         """Send the calls of a group as one, and give each its answer."""
         joint = _JOINTS[group.operation.name]
+        group.drop_cancelled()
+        if not group.answers:
+            return
         try:
             request = joint.request_of(group.requests)
             answer = await self._calls.call(joint.operation, request, group.timeout, needs=BATCH)

@@ -7,7 +7,7 @@ import msgspec
 from .calls import Calls
 from .errors import BrokerProtocolError
 from .features import PAGES
-from .models import JobInfo, JobList, ListJobs
+from .models import LIST_LIMIT, JobInfo, JobList, ListJobs
 from .operations import LIST_JOBS
 from .repeats import NotKnown
 
@@ -28,6 +28,14 @@ async def list_page(calls: Calls, request: ListJobs, timeout: float | None) -> J
             ) from None
     found = await calls.call(LIST_JOBS, everything, timeout)
     return msgspec.structs.replace(found, jobs=tuple(job for job in found.jobs if _is_wanted(job, request)))
+
+
+def require_page(page: object) -> None:
+    """Raise `BrokerProtocolError` for a number of jobs in a request that cannot be."""
+    if not (isinstance(page, int) and 1 <= page <= LIST_LIMIT):
+        raise BrokerProtocolError(
+            f"page must be a number from 1 to {LIST_LIMIT:,}, not {page!r}", field="page"
+        )
 
 
 def _is_wanted(job: JobInfo, request: ListJobs) -> bool:

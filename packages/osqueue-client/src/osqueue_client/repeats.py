@@ -32,7 +32,9 @@ LONGEST_REQUEST: Final = 20.0
 """Seconds for which one request waits for a job, however long its caller does. Proxies cut a request that is idle for
 60 s, and what is sent again must be younger than `LONGEST_AGE`, after another such wait."""
 
-_NOT_HERE = (BrokerLeadershipError, DiscoveryError, StorageBackendError, TransportConnectionError)
+NOT_HERE: Final = (BrokerLeadershipError, DiscoveryError, StorageBackendError, TransportConnectionError)
+"""What any request would meet now: nobody serves there."""
+
 _OF_A_PROXY: Final = frozenset({502, 503, 504})
 _OF_A_PROXY_OVER_CONNECT: Final = "unavailable"
 _SETTLING = (JobNotFoundError, LeaseLostError)
@@ -167,7 +169,7 @@ class Tries:
                 return error.status in _OF_A_PROXY or error.remote_tag == _OF_A_PROXY_OVER_CONNECT
             case EngineStateError():
                 return error.outcome != "not_applied" and self.knows_ids
-        return isinstance(error, _NOT_HERE)
+        return isinstance(error, NOT_HERE)
 
     def _speak_of_call(self, error: OsqueueError) -> None:
         # Only the leader was looked for, or asked what it knows.

@@ -12,10 +12,12 @@ from typing import Any, Self, TypeVar, overload
 
 from osqueue_storage import StorageBackend
 
-from .client import Leases, NewJobs, OsqueueClient
+from .client import OsqueueClient
+from .entries import Leases, NewJobs, as_list
 from .errors import ConfigError, OsqueueError
 from .job import Job
-from .models import DeadJobList, JobError, JobInfo, JobList, JobStatus, QueueStats
+from .listing import require_page
+from .models import LIST_LIMIT, DeadJobList, JobError, JobInfo, JobList, JobStatus, QueueStats
 from .registry import JobType, Registry
 from .transports import TransportFactory, TransportName
 from .transports.tls import CaFile
@@ -191,7 +193,8 @@ class SyncOsqueueClient:
         self, jobs: NewJobs, *, max_attempts: int | None = None, timeout: float | None = None
     ) -> list[str]:
         """See `OsqueueClient.submit_jobs`."""
-        return self._run(lambda client: client.submit_jobs(jobs, max_attempts=max_attempts, timeout=timeout))
+        given = as_list(jobs)  # here: what makes them may call this client
+        return self._run(lambda client: client.submit_jobs(given, max_attempts=max_attempts, timeout=timeout))
 
     def claim_job(
         self,
@@ -230,13 +233,15 @@ class SyncOsqueueClient:
         self, jobs: Leases, worker_id: str, *, timeout: float | None = None
     ) -> list[OsqueueError | None]:
         """See `OsqueueClient.heartbeat_jobs`."""
-        return self._run(lambda client: client.heartbeat_jobs(jobs, worker_id, timeout=timeout))
+        given = as_list(jobs)
+        return self._run(lambda client: client.heartbeat_jobs(given, worker_id, timeout=timeout))
 
     def complete_jobs(
         self, jobs: Leases, worker_id: str, *, timeout: float | None = None
     ) -> list[OsqueueError | None]:
         """See `OsqueueClient.complete_jobs`."""
-        return self._run(lambda client: client.complete_jobs(jobs, worker_id, timeout=timeout))
+        given = as_list(jobs)
+        return self._run(lambda client: client.complete_jobs(given, worker_id, timeout=timeout))
 
     def complete_job(
         self, job_id: str, worker_id: str, *, lease_token: str | None = None, timeout: float | None = None
@@ -288,10 +293,11 @@ class SyncOsqueueClient:
         *,
         type: str | None = None,
         status: JobStatus | None = None,
-        page: int = 1000,
+        page: int = LIST_LIMIT,
         timeout: float | None = None,
     ) -> Iterator[JobInfo]:
         """See `OsqueueClient.iter_jobs`."""
+        require_page(page)
         cursor: str | None = None
         while True:
             found = self.list_jobs(limit=page, cursor=cursor, type=type, status=status, timeout=timeout)
