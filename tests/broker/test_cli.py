@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from osqueue_broker.cli import _parser, main
+from osqueue_broker import BrokerSettings
+from osqueue_broker.cli import _parser, _settings, main
 
 COMMAND = [sys.executable, "-m", "osqueue_broker"]
 
@@ -30,7 +31,7 @@ def test_without_options_it_serves_a_file_in_the_current_folder_to_this_machine(
         "reads_per_minute": None, "writes_per_minute": None, "writes_per_day": None, "storage_probe": True,
         "standby": False, "http2": False, "log_level": "info", "heartbeat_timeout": 30.0, "max_attempts": 3,
         "broker_heartbeat_interval": 3.0, "broker_heartbeat_timeout": 10.0, "group_commit_interval": 0.0,
-        "request_timeout": 10.0,
+        "request_timeout": 10.0, "segment_threshold": 1_048_576, "segment_retention": 3600.0,
     }  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def test_each_option_has_its_environment_variable() -> None:
         OSQUEUE_WRITES_PER_MINUTE="60", OSQUEUE_WRITES_PER_DAY="5000", OSQUEUE_STORAGE_PROBE="no",
         OSQUEUE_STANDBY="yes", OSQUEUE_HTTP2="yes", OSQUEUE_LOG_LEVEL="WARNING", OSQUEUE_HEARTBEAT_TIMEOUT="60",
         OSQUEUE_MAX_ATTEMPTS="5", OSQUEUE_BROKER_HEARTBEAT_INTERVAL="6", OSQUEUE_BROKER_HEARTBEAT_TIMEOUT="20",
-        OSQUEUE_GROUP_COMMIT_INTERVAL="0.5", OSQUEUE_REQUEST_TIMEOUT="30",
+        OSQUEUE_GROUP_COMMIT_INTERVAL="0.5", OSQUEUE_REQUEST_TIMEOUT="30", OSQUEUE_SEGMENT_THRESHOLD="65536",
+        OSQUEUE_SEGMENT_RETENTION="60",
     )  # fmt: skip
     assert given == {
         "storage": "memory:", "host": "::1", "port": 0, "advertise": "a:1",
@@ -49,7 +51,7 @@ def test_each_option_has_its_environment_variable() -> None:
         "writes_per_minute": 60.0, "writes_per_day": 5000, "storage_probe": False, "standby": True, "http2": True,
         "log_level": "warning", "heartbeat_timeout": 60.0, "max_attempts": 5, "broker_heartbeat_interval": 6.0,
         "broker_heartbeat_timeout": 20.0, "group_commit_interval": 0.5,
-        "request_timeout": 30.0,
+        "request_timeout": 30.0, "segment_threshold": 65_536, "segment_retention": 60.0,
     }  # fmt: skip
     assert set(given) == set(options())
 
@@ -70,7 +72,7 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("PORT", "abc"), ("PORT", "65536"), ("STORAGE_PROBE", "maybe"), ("LOG_LEVEL", "loud"),
-     ("WRITES_PER_MINUTE", "many"), ("MAX_ATTEMPTS", "2.5")],
+     ("WRITES_PER_MINUTE", "many"), ("MAX_ATTEMPTS", "2.5"), ("SEGMENT_THRESHOLD", "1.5")],
 )  # fmt: skip
 def test_a_wrong_variable_is_named(variable: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -79,6 +81,49 @@ def test_a_wrong_variable_is_named(variable: str, value: str, capsys: pytest.Cap
     told = capsys.readouterr().err
     assert f"OSQUEUE_{variable}" in told
     assert "convert" not in told  # Python's own words
+
+
+def test_the_settings_are_those_of_the_options() -> None:
+    given = ["--segment-threshold", "65536", "--segment-retention", "60", "--request-timeout", "20"]
+    settings = _settings(_parser({}).parse_args(given))
+    assert settings == BrokerSettings(segment_threshold=65_536, segment_retention=60.0, request_timeout=20.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["fsk", "file:./deep"],
+         "'fsk file:./deep' is no option: `osqueue-broker --storage URL` runs a broker, "
+         "`osqueue-broker fsck URL` checks a queue"),
+        (["file:./deep"],
+         "'file:./deep' is no option: `osqueue-broker --storage URL` runs a broker, "
+         "`osqueue-broker fsck URL` checks a queue"),
+        (["--storage", "memory:", "fsck"], "fsck comes first: `osqueue-broker fsck URL`"),
+        (["--repair", "fsck", "file:./deep"], "fsck comes first: `osqueue-broker fsck URL`"),
+        (["--bogus", "x"], "unrecognized arguments: --bogus x"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_none_end_with_what_was_meant(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    *usage, only = told.err.splitlines()
+    assert (told.out, only) == ("", f"osqueue-broker: error: {line}")
+    assert len(usage) == 2
+
+
+def test_help_shows_the_subcommand_and_whole_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    help = capsys.readouterr().out
+    usage = help.partition("\n\n")[0]
+    assert "osqueue-broker fsck URL" in usage
+    assert "osqueue-broker [--storage URL]" in usage
+    assert "(default: 1048576)" in " ".join(help.split())
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "70000", "99999999999", "x"])
@@ -185,3 +230,11 @@ def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == "osqueue-broker 1.2.3 of osqueue-broker\n"
+
+
+def test_fsck_takes_the_queue_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OSQUEUE_STORAGE", f"file:{tmp_path}")
+    assert main(["fsck"]) == 2
+    assert "there is no queue document here" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Final, NoReturn
 
 import uvloop
 
@@ -40,6 +40,11 @@ _SETTINGS: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
     "broker_heartbeat_timeout": (float, "seconds without one after which another broker may lead"),
     "request_timeout": (float, "seconds for which a request waits for the store"),
     "group_commit_interval": (float, "least seconds from one write to the next"),
+    "segment_threshold": (
+        int,
+        "bytes of the document beyond which the middle of the queue is kept below segments/",
+    ),
+    "segment_retention": (float, "seconds for which an object there is kept after nothing refers to it"),
 }
 """The options that are settings of the same names."""
 
@@ -55,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a broker until SIGINT or SIGTERM, or `fsck` if that comes first; return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == [_FSCK]:
-        return fsck_cli.main(argv[1:])
+        return fsck_cli.main(argv[1:], os.environ)  # noqa: TID251  # its one home
     parser = _parser(os.environ)  # noqa: TID251  # its one home
-    options = parser.parse_args(argv)
+    options, others = parser.parse_known_args(argv)
+    if others:
+        _refuse(parser, others)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=options.log_level.upper(), handlers=[handler], force=True)
@@ -79,6 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"osqueue-broker: {error.tag}: {error.message}", file=sys.stderr)
         return 1
     return 0
+
+
+def _refuse(parser: argparse.ArgumentParser, others: Sequence[str]) -> NoReturn:
+    """End the program because of arguments that are none, and say what may have been meant."""
+    if _FSCK in others:
+        parser.error(f"{_FSCK} comes first: `{parser.prog} {_FSCK} URL`")
+    given = " ".join(others)
+    if others[0].startswith("-"):
+        parser.error(f"unrecognized arguments: {given}")
+    parser.error(
+        f"{given!r} is no option: `{parser.prog} --storage URL` runs a broker, "
+        f"`{parser.prog} {_FSCK} URL` checks a queue"
+    )
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -114,6 +134,7 @@ def _storage(options: argparse.Namespace) -> StorageBackend:
 def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="osqueue-broker",
+        usage=f"%(prog)s [--storage URL] [--port PORT] [option ...]\n       %(prog)s {_FSCK} URL [option ...]",
         description="Lead a job queue that lives in an object store, over REST, WebSocket and Connect.",
         epilog="Each option is also an environment variable: OSQUEUE_PORT for --port, OSQUEUE_ALLOW_ORIGIN for "
         "--allow-origin (a comma between several), OSQUEUE_STORAGE_PROBE=false for --no-storage-probe. "
@@ -166,7 +187,13 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     for name, (parse, help) in _SETTINGS.items():
         default = getattr(_DEFAULTS, name)
-        add(f"--{name.replace('_', '-')}", parse, default, f"{help} (default: %(default)g)", metavar="N")
+        add(
+            f"--{name.replace('_', '-')}",
+            parse,
+            default,
+            f"{help} (default: %(default){'d' if parse is int else 'g'})",
+            metavar="N",
+        )
     add("--log-level", str.lower, "info", "least severe log line to write (default: %(default)s)",
         choices=_LOG_LEVELS)  # fmt: skip
     add.check()
@@ -223,7 +250,7 @@ class _Options:
             )
 
     def check(self) -> None:
-        """End the program if a variable is wrong: only now does the usage that is shown have every option."""
+        """End the program if variables are wrong, and tell which: all of them at once."""
         if self._errors:
             self._parser.error("; ".join(self._errors))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -30,7 +30,7 @@ from osqueue_client.errors import (
     wire_fields,
 )
 from osqueue_client.models import Model
-from osqueue_client.operations import OPERATIONS, SERVICE_NAME, AnyOperation
+from osqueue_client.operations import CLAIM_JOB, CLAIM_JOBS, OPERATIONS, SERVICE_NAME, AnyOperation
 
 from . import connect_grpc
 from .connect_codec import AnyMessage, JsonMessageCodec, MessageCodec, OneMemberGzip
@@ -47,15 +47,29 @@ from .transport import (
     send_json,
     too_large,
     unexpected,
+    waits,
 )
 
 TAG_HEADER: Final = "osqueue-error"
 """The response header with an error's tag, for clients that do not read error details."""
 
+TELLING_TIME: Final = 0.5
+"""Seconds before its call's deadline at which a longer wait ends; a tenth of what is left, if that is less."""
+
 _CONTENT_TYPES: Final = ("application/proto", "application/json")
 _OPERATIONS: Final = {f"/{SERVICE_NAME}/{operation.rpc}": operation for operation in OPERATIONS}
 
+_CLAIMS: Final = frozenset({CLAIM_JOB.rpc, CLAIM_JOBS.rpc})
+
 Context = RequestContext[AnyMessage, AnyMessage]
+Req = TypeVar("Req", bound=Model)
+
+
+class DeadlineExceededError(OsqueueError):
+    """A claim's `wait` was longer than its call's deadline, and no job came before that: nothing was given."""
+
+    http_status = 504
+    connect_code = "deadline_exceeded"
 
 
 class _Delivery:
@@ -176,17 +190,36 @@ def _endpoint(
             if error.field == "payload":
                 refuse_lone_surrogate(b'{"payload":%b}' % getattr(message, "payload", b""), operation.name)
             raise
-        request = wire_json.require_job_id(operation, request)
+        request = asked = wire_json.require_job_id(operation, request)
+        if waits(request):
+            request = _ending_before_deadline(request, ctx)
         delivery = _delivery.get()
         try:
             answer = await call_while_connected(service, operation, request, delivery.receive)
         except ClientLeft:
             raise ConnectError(Code.CANCELED, "the client hung up") from None
+        if request is not asked and answer == operation.response():
+            raise DeadlineExceededError(
+                f"{operation.name}: no job came before the deadline of the call, which is shorter than its wait",
+                outcome="not_applied",
+            )
         delivery.expect(operation, request, answer)
         return wire_proto.response_to_message(operation, answer)
 
     handler: Callable[[AnyMessage, Context], Awaitable[AnyMessage]] = function
     return Endpoint.unary(method=method, function=handler)
+
+
+def _ending_before_deadline(claim: Req, ctx: Context) -> Req:
+    """Return a claim that waits no longer than its call may last.
+
+    At the deadline itself nobody can tell what becomes of a claim, as a commit may be giving it a job; where its wait
+    has ended, nothing was given, and its caller can still be told.
+    """
+    wait: float = getattr(claim, "wait", 0.0)
+    if ctx.timeout_ms is None or wait < (left := ctx.timeout_ms / 1000):
+        return claim
+    return msgspec.structs.replace(claim, wait=max(left - min(left / 10, TELLING_TIME), 0.0))
 
 
 class _Errors:
@@ -202,11 +235,11 @@ class _Errors:
         """Replace the error of a call by raising the one that is sent."""
         if error is None:
             return
-        ours, code = self._ours(error)
+        ours, code = self._ours(error, ctx)
         ctx.response_headers[TAG_HEADER] = ours.tag
         raise ConnectError(code, ours.message, details=[_detail(ours)]) from error
 
-    def _ours(self, error: Exception) -> tuple[OsqueueError, Code]:
+    def _ours(self, error: Exception, ctx: Context) -> tuple[OsqueueError, Code]:
         if isinstance(error, ConnectError) and isinstance(error.__cause__, OsqueueError):
             error = error.__cause__
         if isinstance(error, OsqueueError):
@@ -220,6 +253,10 @@ class _Errors:
                 return BrokerProtocolError(error.message), error.code
             case Code.DEADLINE_EXCEEDED | Code.CANCELED:
                 text = f"{error.message} before the store had answered"
+                if ctx.method.name in _CLAIMS:
+                    text += (
+                        ": a lease on its way is taken back (with a requestId, if no repeat comes in 10 s)"
+                    )
                 return StorageBackendError(text, outcome="unknown"), error.code
             case Code.INTERNAL if error.message.startswith("protocol error"):  # how a gRPC message is packed
                 return BrokerProtocolError(error.message), error.code

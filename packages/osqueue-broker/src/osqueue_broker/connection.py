@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import logging
 from typing import Any, Final
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -14,6 +16,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from osqueue_client.errors import BrokerProtocolError, OsqueueError, wire_fields
 
 from .transport import HAS_LEFT, HeadTooLarge, TooSlow
+
+logger = logging.getLogger("osqueue.broker.http")
 
 JOIN_UP_TO: Final = 32 * 1024
 """Bytes that are held back until the end of a turn of the loop."""
@@ -108,7 +112,14 @@ class JoiningHttpProtocol(HttpToolsProtocol):
             self._arriving_since = self.loop.time()
         self._is_fruitful = False
         self._come = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._take_upgrade(memoryview(data)[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse_unreadable()
         if self._is_fruitful:
             self._fruitless = 0
             return
@@ -141,10 +152,48 @@ class JoiningHttpProtocol(HttpToolsProtocol):
         self._arriving_since = None
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
+    def _should_upgrade(self) -> bool:
+        # uvicorn asks this of requests with an upgrade only, and passes over those for which it is so: what becomes of
+        # them is decided when their heads have been read. The parser takes a CONNECT for an upgrade, too.
+        return self.parser.get_method() != b"CONNECT"
+
+    def _take_upgrade(self, rest: memoryview) -> None:
+        """Go on after the head of a request that asks for another protocol: WebSocket is spoken, others are ignored.
+
+        RFC 9110, 7.8, lets a server do so. The parser skips the request's body, and does not let itself be told not
+        to: a new one gets the head once more, without the upgrade. `rest` is what has come behind it.
+        """
+        while self._should_upgrade():  # what follows a CONNECT is no HTTP
+            if super()._should_upgrade():
+                self.handle_websocket_upgrade()
+                return
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)
+        fields = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        return b"%b%b\r\n" % (line, b"".join(fields))
+
+    def _refuse_unreadable(self) -> None:
         """Refuse what the parser could not read, in our form."""
-        if self._refusal is None:
-            self._refuse(BrokerProtocolError("this is not an HTTP/1.1 request"))
+        if self._refusal is not None:
+            return
+        if self.parser.get_method() == b"PRI":  # of the preface of HTTP/2, and of nothing else
+            hint, self.server_state.http2_hint = self.server_state.http2_hint, None  # type: ignore[attr-defined]  # ours
+            if hint is not None:
+                logger.warning(hint)
+        else:
+            self.logger.warning("Invalid HTTP request received.")
+        self._refuse(BrokerProtocolError("this is not an HTTP/1.1 request"))
 
     def close_if_late(self, limit: float) -> None:
         """Close the connection if its request has been arriving for more than `limit` seconds."""

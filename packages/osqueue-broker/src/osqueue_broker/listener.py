@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import socket
 import time
 from collections.abc import Iterator
@@ -52,6 +53,13 @@ def http_protocol(*, http2: bool) -> type[asyncio.Protocol]:
     return EitherHttpProtocol
 
 
+def _http2_hint() -> str:
+    """What the log says where somebody speaks HTTP/2 to a listener that does not."""
+    is_installed = importlib.util.find_spec("zttp") is not None
+    install = "" if is_installed else ', after pip install "osqueue-broker[h2]"'
+    return f"a client speaks HTTP/2 here, which is off: start the broker with --http2{install} (in Python http2=True)"
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises `OSError` if the address cannot be had."""
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -77,7 +85,10 @@ class _Server(uvicorn.Server):
         self.has_started = asyncio.Event()
         self.must_stop = asyncio.Event()
         self.grace = 0.0
-        self.server_state.is_stopping = False  # type: ignore[attr-defined]  # read by our protocols
+        state = self.server_state
+        state.is_stopping = False  # type: ignore[attr-defined]  # read by our protocols
+        speaks_http2 = config.http is not JoiningHttpProtocol
+        state.http2_hint = None if speaks_http2 else _http2_hint()  # type: ignore[attr-defined]  # to be logged once
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

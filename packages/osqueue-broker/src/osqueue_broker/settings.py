@@ -57,7 +57,8 @@ class BrokerSettings:
 
     segment_threshold: int = 1024 * 1024
     """Bytes of the document up to which all jobs stand in it. Of a longer queue, all but the oldest jobs and those that
-    were added last are kept in objects below `segments/`, of half as many bytes each."""
+    were added last are kept in objects below `segments/`, made of an eighth as many bytes each, or more, and merged to
+    twice as many."""
 
     segment_retention: float = 3600.0
     """How long such an object is kept after the document has ceased to refer to it."""
