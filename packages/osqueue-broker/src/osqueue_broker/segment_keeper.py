@@ -25,6 +25,9 @@ _LOST_AGAIN_AFTER: Final = 30.0
 """Seconds after which a segment that was not there is looked for again."""
 
 
+_LARGE: Final = 256 * 1024
+"""Bytes of a segment from which on it is parsed in a thread: about 2 ms."""
+
 _MEND: Final = (
     "restore the object, as from the versions that the store keeps; "
     "or give its jobs up: osqueue-broker fsck URL --repair --drop-missing"
@@ -128,7 +131,7 @@ class SegmentKeeper:
                     body = await self._store.read(segment.id, segment.bytes)
                     if body is None:
                         raise EngineStateError(f"segment {segment.id} is not in the store")
-                    contents = Contents.of(segment, body)
+                    contents = await _contents(segment, body)
                     break
                 except EngineStateError as error:
                     if not self._is_held(segment):
@@ -210,3 +213,10 @@ class SegmentKeeper:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("segments_failed", exc_info=error)
+
+
+async def _contents(segment: Segment, body: bytes) -> Contents:
+    """Return the jobs of a segment: of a large one without holding up the event loop."""
+    if len(body) < _LARGE:
+        return Contents.of(segment, body)
+    return await asyncio.to_thread(Contents.of, segment, body)
