@@ -94,7 +94,8 @@ NUMBERS: dict[str, tuple[dict[int, Any], dict[int, Any]]] = {
             104: ("waitingClaims", "i"),
             105: ("commits", {
                 100: ("seconds", "d"), 101: ("writes", "i"), 102: ("bytes", "i"), 103: ("requests", "i"),
-                104: ("latencyP50", "d"), 105: ("latencyP99", "d"), 106: ("segmentWrites", "i"), 107: ("segmentBytes", "i"),
+                104: ("latencyP50", "d"), 105: ("latencyP99", "d"), 106: ("segmentWrites", "i"),
+                107: ("segmentBytes", "i"),
             }),
             106: ("lostJobs", "i"),
         },

@@ -14,9 +14,10 @@ import uvloop
 from client.support import answer, listening, silent, submitting, until
 from msgspec import Raw
 
-from osqueue_client import TransportConnectionError
+from osqueue_client import BrokerProtocolError, TransportConnectionError
 from osqueue_client.models import SubmitJob
 from osqueue_client.operations import SUBMIT_JOB
+from osqueue_client.transports.http1 import Http1Transport
 from osqueue_client.transports.rest import RestTransport
 
 Submit = Callable[[], Coroutine[object, object, str]]
@@ -143,9 +144,11 @@ async def test_late_answer_of_a_cancelled_call_is_given_to_nobody() -> None:
     [
         HEAD + b'transfer-encoding: chunked\r\n\r\n6\r\n{"jobI\r\n7\r\nd":"j"}\r\n0\r\n\r\n',
         b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n" + OK,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        HEAD + b'transfer-encoding: chunked\r\n\r\nd;x=y\r\n{"jobId":"j"}\r\n0\r\nx-checksum: 1\r\n\r\n',
         answer(200, gzip.compress(b'{"jobId":"j"}'), "application/json", "content-encoding: gzip"),
     ],
-    ids=["chunked", "after early hints", "gzip"],
+    ids=["chunked", "after early hints", "after an unasked 100", "with trailers", "gzip"],
 )
 async def test_every_form_of_an_answer_is_read_and_the_connection_kept(text: bytes) -> None:
     async with serving(text) as (server, submit):
@@ -167,6 +170,87 @@ async def test_connection_that_is_spent_is_closed(text: bytes) -> None:
         assert [await submit(), await submit()] == ["j", "j"]
         assert server.connections == 2
         await until(lambda: server.open == 0)
+
+
+async def test_answer_without_a_body_is_whole_and_the_connection_kept() -> None:
+    async with serving(b"HTTP/1.1 204 X\r\netag: content-length\r\n\r\n", OK) as (server, submit):
+        with pytest.raises(BrokerProtocolError, match="jobId"):
+            await submit()
+        assert await submit() == "j"
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + b"x: " + b"y" * 200_000,
+        HEAD + b"transfer-encoding: chunked\r\n\r\n1;" + b"y" * 200_000,
+        HEAD + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 200_000,
+        HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
+    ],
+    ids=["endless head", "endless chunk head", "endless trailers", "two lengths", "another protocol"],
+)
+async def test_answer_that_breaks_the_rules_ends_the_call_and_the_connection(text: bytes) -> None:
+    has_gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(text)
+        with suppress(ConnectionError):
+            await silent(reader, writer)
+        has_gone.set()
+
+    async with listening(serve) as url, submitting(RestTransport(url)) as submit, asyncio.timeout(5):
+        with pytest.raises(TransportConnectionError, match="no answer from") as caught:
+            await submit()
+        await has_gone.wait()
+    assert caught.value.outcome == "unknown"
+
+
+async def test_request_that_cannot_be_one_is_not_sent_and_spoils_no_connection() -> None:
+    server = Server(OK)
+    async with listening(server.serve) as url:
+        transport = Http1Transport(httpx.URL(url))
+        for headers in ({"x": "y\r\ncontent-length: 9"}, {"x y": "z"}, {"content-length": "9"}):
+            with pytest.raises(httpx.LocalProtocolError):
+                await transport.handle_async_request(httpx.Request("POST", url, headers=headers))
+        # The last one was refused when its head was encoded: what comes after it needs another connection.
+        await until(lambda: (server.connections, server.open) == (1, 0))
+        assert server.heads == []
+        for _ in range(2):
+            request = httpx.Request("POST", url, content=b"{}")
+            assert (await transport.handle_async_request(request)).status_code == 200
+        assert server.connections == 2
+        await transport.aclose()
+    assert len(server.heads) == 2
+
+
+@asynccontextmanager
+async def asked() -> AsyncIterator[tuple[Server, RestTransport, asyncio.Task[str], asyncio.Protocol]]:
+    """A call that waits for its answer, and its connection, to which a test gives what came in one turn of the loop."""
+    server = Server(OK)
+    async with listening(server.serve) as url, submitting(transport := RestTransport(url)) as submit:
+        server.may_answer.clear()
+
+        async def submitted() -> str:
+            return await submit()
+
+        call = asyncio.create_task(submitted())
+        await until(lambda: server.heads)
+        (connection,) = transport._transport._open  # type: ignore[attr-defined]
+        yield server, transport, call, connection
+
+
+async def test_what_comes_after_an_answer_in_the_same_turn_ends_the_connection() -> None:
+    async with asked() as (server, transport, call, connection):
+        connection.data_received(OK)
+        connection.data_received(OK)
+        assert await call == "j"
+        server.may_answer.set()
+        async with asyncio.timeout(5):  # and the server has not had a turn to answer the first
+            assert (await transport.call(SUBMIT_JOB, SubmitJob())).job_id == "j"
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(

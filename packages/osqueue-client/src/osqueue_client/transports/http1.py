@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import ssl
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 import h11
 import httpx
+from aiohappyeyeballs import start_connection
 
 from . import CONNECT_TIMEOUT
 
 _MAX_CONNECTIONS: Final = 1000
+_HEAD_START: Final = 0.25
+"""Seconds for which an address of a host is tried alone; then the next one is tried beside it (RFC 8305)."""
+
 _KEPT: Final = 4.0
 """Seconds for which a connection is kept: shorter than any broker does (uvicorn 5 s, ours 75 s), so that a request
 seldom meets a dying one."""
@@ -75,15 +80,9 @@ class Http1Transport(httpx.AsyncBaseTransport):
         return None
 
     async def _connect(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {}
-        if isinstance(loop, asyncio.BaseEventLoop):  # uvloop tries one address after the other
-            options["happy_eyeballs_delay"] = 0.25
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(loop), self._host, self._port, ssl=self._tls, **options
-                )
+                connection = await self._connected()
         except TimeoutError as error:
             raise httpx.ConnectTimeout("timed out") from error
         except OSError as error:
@@ -93,6 +92,20 @@ class Http1Transport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("the transport is closed")
         self._open.add(connection)
         connection.ended.add_done_callback(lambda _: self._open.discard(connection))
+        return connection
+
+    async def _connected(self) -> _Connection:
+        # Neither asyncio's own way to the first address that answers, which leaves a socket open when it is cancelled,
+        # nor uvloop's, which tries the next one only when the last has failed.
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        sock = await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
+        _, connection = await loop.create_connection(
+            lambda: _Connection(loop),
+            sock=sock,
+            ssl=self._tls,
+            server_hostname=None if self._tls is None else self._host,
+        )
         return connection
 
 
@@ -105,13 +118,14 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[httpx.Response] | None = None
         self._head: h11.Response | None = None
         self._body: list[bytes] = []
+        self._is_ending = False
         self.ended: asyncio.Future[None] = loop.create_future()
-        self.free_since = 0.0
+        self.free_since = loop.time()
 
     @property
     def is_free(self) -> bool:
         """Whether it can take another request, as far as is known."""
-        return self._http.our_state is h11.IDLE and not self._transport.is_closing()
+        return self._http.our_state is h11.IDLE and not self._has_ended
 
     def has_news(self) -> bool:
         """Whether the event loop has not seen yet what came meanwhile: on a free connection only its end can."""
@@ -121,21 +135,18 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """End it at once."""
+        self._is_ending = True
         self._transport.abort()
 
     async def ask(self, request: httpx.Request) -> httpx.Response:
         """Send a request and return its answer; afterwards the connection is free, or it is closed."""
         body = await request.aread()
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        data = [
-            self._http.send(head),
-            self._http.send(h11.Data(data=body)),
-            self._http.send(h11.EndOfMessage()),
-        ]
+        if self._has_ended:
+            raise httpx.ConnectError("the server closed it at once")
         answer: asyncio.Future[httpx.Response] = self._loop.create_future()
         self._answer = answer
         try:
-            self._transport.writelines(filter(None, data))
+            self._transport.writelines(self._sent(request, body))
             return await answer
         finally:
             self._answer = self._head = None
@@ -143,40 +154,65 @@ class _Connection(asyncio.Protocol):
             if not self.is_free:
                 self.abort()
 
+    def _sent(self, request: httpx.Request, body: bytes) -> list[bytes]:
+        try:
+            head = h11.Request(
+                method=request.method, target=request.url.raw_path, headers=request.headers.raw
+            )
+            events = [head, h11.Data(data=body), h11.EndOfMessage()]
+            return [data for event in events if (data := self._http.send(event))]
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._answer is None:  # nothing was asked
+        if self._is_waiting:
+            self._read(data)
+        else:  # nothing was asked, or all was answered
             self.abort()
-            return
-        self._read(data)
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`."""
-        if self._head is not None:  # it ends a body of no stated length, and cuts off any other
-            self._read(b"")
+        if self._is_waiting and self._http.their_state is h11.SEND_BODY:
+            self._read(b"")  # it ends a body of no stated length, and cuts off any other
+        # At once: to close it would wait until all was sent, perhaps for ever.
+        self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
+        self._is_ending = True
         self._fail(httpx.ReadError("the connection was closed"), exc)
         self.ended.set_result(None)
+
+    @property
+    def _has_ended(self) -> bool:
+        # Not all event loops say of a connection over TLS that it is closing, and only until it is lost.
+        return self._is_ending or self._transport.is_closing()
+
+    @property
+    def _is_waiting(self) -> bool:
+        # An answer is there a moment before `ask` goes on, and what comes with it may be seen within that moment.
+        return self._answer is not None and not self._answer.done()
 
     def _read(self, data: bytes) -> None:
         try:
             self._http.receive_data(data)
-            while not isinstance(
-                event := self._http.next_event(), type
-            ):  # the types say that there is no more
-                match event:
-                    case h11.Response():
-                        self._head = event
-                    case h11.Data():
-                        self._body.append(bytes(event.data))
+            while True:
+                match self._http.next_event():
+                    case h11.InformationalResponse():
+                        pass
+                    case h11.Response() as head:
+                        self._head = head
+                    case h11.Data() as part:
+                        self._body.append(bytes(part.data))
                     case h11.EndOfMessage():
                         self._deliver()
+                        return
+                    case _:  # there is no more
                         return
         except h11.RemoteProtocolError as error:
             self._fail(httpx.RemoteProtocolError(str(error)), error)

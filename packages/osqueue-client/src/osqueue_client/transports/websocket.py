@@ -22,6 +22,7 @@ from ..operations import Operation
 from . import CONNECT_TIMEOUT
 from .connection_errors import WRONG_URL, no_answer, not_connected
 from .tls import CaFile, context_of
+from .userinfo import without_userinfo
 
 Req = TypeVar("Req", bound=Model)
 Res = TypeVar("Res", bound=Model)
@@ -160,7 +161,8 @@ class WebSocketTransport:
     """
 
     def __init__(self, base_url: str, *, ca_file: CaFile | None = None) -> None:
-        self._url = base_url
+        # websockets refuses a user without a password.
+        self._url, self._headers = without_userinfo(base_url)
         self._tls: ssl.SSLContext | bool | None = None
         if base_url.startswith("https:"):
             self._tls = True if ca_file is None else context_of(ca_file)
@@ -226,6 +228,7 @@ class WebSocketTransport:
     async def _connect(self) -> _Session:
         connection = await _Connect(
             f"ws{self._url.removeprefix('http')}/v1/ws",
+            additional_headers=self._headers,
             max_size=None,  # a list of jobs may be large
             proxy=None,
             compression=None,  # as over REST and Connect; it costs either side more than a small request gains
