@@ -6,9 +6,11 @@ import asyncio
 import gc
 import socket
 import ssl
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -173,6 +175,62 @@ def test_call_that_is_cancelled_while_it_connects_leaves_nothing_open(
     with noted_warnings() as left_at_the_end:
         run(calls())
     assert left_at_the_end == []
+
+
+def test_cancellation_passes_through_while_the_other_addresses_are_given_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http1, "_HEAD_START", 0.01)
+
+    async def cancelled_after(turns: int, server: Server, nowhere: str) -> bool:
+        """Whether a call is cancelled so many turns after an address has answered and another has not."""
+        loop: Any = asyncio.get_running_loop()
+        name_has(nowhere, "127.0.0.1")
+        transport = RestTransport(f"http://{NAME}:{server.port}")
+        call = asyncio.create_task(submit(transport))
+        sock_connect = type(loop).sock_connect
+
+        def cancel_in(turns: int) -> None:
+            if turns:
+                loop.call_soon(cancel_in, turns - 1)
+            else:
+                call.cancel()
+
+        async def connect(sock: socket.socket, address: tuple[Any, ...]) -> None:
+            await sock_connect(loop, sock, address)
+            if address[0] != nowhere:
+                cancel_in(turns)
+
+        loop.sock_connect = connect
+        await asyncio.wait((call,))
+        await transport.aclose()
+        return call.cancelled()
+
+    async def calls() -> None:
+        async with serving() as server:
+            with deaf(server.port) as nowhere, noted_warnings() as left:
+                cancelled = [await cancelled_after(turns, server, nowhere) for turns in range(8)]
+            assert (cancelled, left) == ([True] * 8, [])
+
+    run(calls())
+
+
+def test_address_needs_no_thread() -> None:
+    async def calls() -> None:
+        may_end = threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            asyncio.get_running_loop().set_default_executor(threads)
+            threads.submit(may_end.wait)
+            try:
+                async with serving() as server:
+                    transport = RestTransport(f"http://127.0.0.1:{server.port}")
+                    assert await asyncio.wait_for(submit(transport), 5) == "j"
+                    await transport.aclose()
+            finally:
+                may_end.set()
+
+    with asyncio.Runner() as runner:
+        runner.run(calls())
 
 
 def test_address_that_does_not_answer_holds_nobody_up_for_long(run: Run) -> None:

@@ -127,13 +127,15 @@ async def test_standby_takes_over_from_a_leader_that_is_killed_under_load(
     chance = seeded()
     async with pair_under_load(storage_url, tmp_path) as (_, leader, standby, load):
         await a_while(load, chance)
-        killed_at = kill(leader, storage_url, mid_write=chance.random() < 0.5)
+        mid_write = chance.random() < 0.5
+        killed_at = kill(leader, storage_url, mid_write=mid_write)
         served = await load.tally.answer_of(standby.url, killed_at) - killed_at
         await a_while(load, chance)
     outcome = load.concluded()
     tell(f"kill -9 of the leader: {outcome}; the standby served {served:.2f} s after the kill")
     outcome.require_promises()
-    assert outcome.unanswered, "the kill met no request in flight"
+    # Behind a commit that has just landed all answers may be on their way.
+    assert outcome.unanswered or not mid_write, "the kill met no request in flight"
     assert served < MARGIN * AFTER_KILL
     (silent,) = standby.events("leader_silent")
     assert silent["refused_connections"] >= 3

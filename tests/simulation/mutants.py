@@ -283,8 +283,7 @@ MUTANTS: Final = (
     Mutant(
         "refer to a segment before its object is there",
         f"{BROKER}/segment_keeper.py",
-        "        await self._store.create(plan.name, plan.body)\n"
-        "        self._put(Mutation(SEAL, Seal(name=plan.name)))\n",
+        "        await self._store.create(plan.name, plan.body)\n",
         "        self._put(Mutation(SEAL, Seal(name=plan.name)))\n"
         "        await self._store.create(plan.name, plan.body)\n",
         50,

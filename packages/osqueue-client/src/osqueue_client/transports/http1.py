@@ -12,11 +12,12 @@ import select
 import socket
 import ssl
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import h11
 import httpx
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 
 from . import CONNECT_TIMEOUT
 
@@ -98,8 +99,15 @@ class Http1Transport(httpx.AsyncBaseTransport):
         # Neither asyncio's own way to the first address that answers, which leaves a socket open when it is cancelled,
         # nor uvloop's, which tries the next one only when the last has failed.
         loop = asyncio.get_running_loop()
-        addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        addresses = await self._addresses()
+        task = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
         sock = await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
+        if task.cancelling() > cancellations:
+            # It swallows one that comes while it ends its other attempts.
+            sock.close()
+            raise asyncio.CancelledError
         _, connection = await loop.create_connection(
             lambda: _Connection(loop),
             sock=sock,
@@ -107,6 +115,16 @@ class Http1Transport(httpx.AsyncBaseTransport):
             server_hostname=None if self._tls is None else self._host,
         )
         return connection
+
+    async def _addresses(self) -> Sequence[AddrInfoType]:
+        try:
+            # An address needs no thread of the event loop's, which others may keep busy.
+            return socket.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        except socket.gaierror:
+            loop = asyncio.get_running_loop()
+            return await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
 
 
 class _Connection(asyncio.Protocol):
