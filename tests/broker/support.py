@@ -11,6 +11,7 @@ import selectors
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import date
 from typing import Any
 
 import httpx
@@ -474,6 +475,19 @@ def fake_clock() -> FakeClock:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, FakeTimeLoop)
     return loop.clock
+
+
+class ThrottleClock:
+    """The time of the fake loop, for a storage with a budget."""
+
+    def monotonic(self) -> float:
+        return fake_clock().now
+
+    def today(self) -> date:
+        return date(2030, 1, 1)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
 
 def in_fake_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from datetime import date
 from itertools import pairwise
 
 import pytest
-from broker.support import KEY, FaultyStore, begun, candidate, fake_clock, in_fake_time, leading, until
+from broker.support import (
+    KEY,
+    FaultyStore,
+    ThrottleClock,
+    begun,
+    candidate,
+    fake_clock,
+    in_fake_time,
+    leading,
+    until,
+)
 from msgspec import Raw
 
 from osqueue_broker import BrokerSettings
@@ -92,19 +101,6 @@ async def test_a_document_that_is_deleted_during_the_takeover_is_not_made_anew()
     with pytest.raises(EngineStateError, match="deleted"):
         await begun(candidate(store, fake_clock()), has_bound=True)
     assert store.object() is None
-
-
-class ThrottleClock:
-    """The time of the fake loop."""
-
-    def monotonic(self) -> float:
-        return fake_clock().now
-
-    def today(self) -> date:
-        return date(2030, 1, 1)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 @pytest.mark.parametrize("writes_per_day", [None, 3])

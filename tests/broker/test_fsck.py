@@ -295,15 +295,26 @@ def cut(body: bytes) -> bytes:
     return body[:-5]
 
 
-@pytest.mark.parametrize("damage", [None, cut], ids=["missing", "damaged"])
-@in_fake_time
-async def test_a_segment_that_cannot_be_read_is_still_referred_to_after_a_repair(
+either_damage = pytest.mark.parametrize("damage", [None, cut], ids=["missing", "damaged"])
+
+
+def queue_with_a_spoilt_segment(
     damage: Callable[[bytes], bytes] | None,
-) -> None:
+) -> tuple[DeepQueue, list[str], FaultyStore, str]:
+    """A deep queue, the ids of its waiting jobs, its store, and the name of its last segment, which is spoilt."""
     queue, waiting = deep_queue()
     store = stored(queue)
     name = queue.document["segments"][-1]["name"]
     spoil(store, name, damage)
+    return queue, waiting, store, name
+
+
+@either_damage
+@in_fake_time
+async def test_a_segment_that_cannot_be_read_is_still_referred_to_after_a_repair(
+    damage: Callable[[bytes], bytes] | None,
+) -> None:
+    queue, waiting, store, name = queue_with_a_spoilt_segment(damage)
     report = await fsck(store).check()
     [finding] = report.findings
     assert finding.kind == ("segmentDamaged" if damage else "segmentMissing")
@@ -330,15 +341,12 @@ async def test_it_is_still_referred_to_when_something_else_is_mended() -> None:
     assert store.now()["segments"] == queue.document["segments"]
 
 
-@pytest.mark.parametrize("damage", [None, cut], ids=["missing", "damaged"])
+@either_damage
 @in_fake_time
 async def test_its_jobs_are_given_up_only_if_that_is_asked_for(
     damage: Callable[[bytes], bytes] | None,
 ) -> None:
-    queue, waiting = deep_queue()
-    store = stored(queue)
-    name = queue.document["segments"][-1]["name"]
-    spoil(store, name, damage)
+    queue, waiting, store, name = queue_with_a_spoilt_segment(damage)
     report = await fsck(store).repair(drop_missing=True, delete_garbage=True)
     assert report.is_well
     assert [finding.segment for finding in report.mended] == [name]
@@ -347,7 +355,7 @@ async def test_its_jobs_are_given_up_only_if_that_is_asked_for(
     assert (key(name) in store._objects) == (damage is not None), "what is damaged is kept for a person"
 
 
-@pytest.mark.parametrize("damage", [None, cut], ids=["missing", "damaged"])
+@either_damage
 @in_fake_time
 async def test_what_was_given_up_is_told_as_lost_with_the_number_of_jobs(
     damage: Callable[[bytes], bytes] | None,

@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from datetime import date
-
 import pytest
-from broker.support import fake_clock, in_fake_time
+from broker.support import ThrottleClock, in_fake_time
+from storage.forbidding import ForbiddingStore
 
 from osqueue_broker import BrokerServer, BrokerSettings
 from osqueue_broker.segment_store import epoch_of, names_in
 from osqueue_broker.trial import try_store
 from osqueue_client.errors import StorageBackendError
-from osqueue_storage import MemoryBackend, StoredObject, ThrottledStorageBackend
+from osqueue_storage import MemoryBackend, ThrottledStorageBackend
 
 BELOW = "segments/"
-
-
-class Policy(MemoryBackend):
-    """Allows everything, save one kind of request below `segments/`."""
-
-    def __init__(self, forbidden: str) -> None:
-        super().__init__()
-        self._forbidden = forbidden
-
-    async def read(self, key: str) -> StoredObject | None:
-        self._ask("read", key)
-        return await super().read(key)
-
-    async def write(self, key: str, body: bytes, expected_version: str) -> str:
-        self._ask("replace", key)
-        return await super().write(key, body, expected_version)
-
-    async def create(self, key: str, body: bytes) -> str:
-        self._ask("create", key)
-        return await super().create(key, body)
-
-    async def delete(self, key: str) -> None:
-        self._ask("delete", key)
-        await super().delete(key)
-
-    async def list(self, prefix: str) -> AsyncIterator[str]:
-        self._ask("list", prefix)
-        async for key in super().list(prefix):
-            yield key
-
-    def _ask(self, what: str, key: str) -> None:
-        if what == self._forbidden and key.startswith(BELOW):
-            raise StorageBackendError("403 AccessDenied", outcome="not_applied")
 
 
 @pytest.mark.parametrize("right", ["create", "replace", "read", "list", "delete"])
 async def test_a_broker_that_lacks_a_right_below_segments_does_not_start_and_says_which(right: str) -> None:
     with pytest.raises(StorageBackendError) as failed:
-        async with BrokerServer(storage=Policy(right), port=0):
+        async with BrokerServer(storage=ForbiddingStore(right, below=BELOW), port=0):
             pass
     assert f"cannot {right} objects below 'segments/': 403 AccessDenied" in failed.value.message
     assert "--no-storage-probe" in failed.value.message
@@ -62,7 +26,9 @@ async def test_a_broker_that_lacks_a_right_below_segments_does_not_start_and_say
 
 async def test_without_the_probe_it_starts_all_the_same() -> None:
     settings = BrokerSettings(probe_storage=False)
-    async with BrokerServer(storage=Policy("create"), port=0, settings=settings) as server:
+    async with BrokerServer(
+        storage=ForbiddingStore("create", below=BELOW), port=0, settings=settings
+    ) as server:
         assert server.is_leading
 
 
@@ -76,19 +42,6 @@ async def test_what_a_killed_start_leaves_is_not_taken_for_a_segment() -> None:
         await try_store(store, BrokerSettings())
     [name] = await names_in(store)
     assert epoch_of(name) is None
-
-
-class ThrottleClock:
-    """The time of the fake loop."""
-
-    def monotonic(self) -> float:
-        return fake_clock().now
-
-    def today(self) -> date:
-        return date(2030, 1, 1)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 @in_fake_time

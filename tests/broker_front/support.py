@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from msgspec import Raw
 
 from osqueue_broker.app import BrokerApp
-from osqueue_broker.listener import Listener, bind
+from osqueue_broker.listener import Listener, bind, http_protocol
 from osqueue_broker.origins import Origins
 from osqueue_broker.readiness import Readiness
 from osqueue_client import models
@@ -109,10 +109,11 @@ class Front:
 
 
 @asynccontextmanager
-async def serving(app: Any, *, receive_timeout: float = 30.0) -> AsyncIterator[Front]:
+async def serving(app: Any, *, http2: bool = False, receive_timeout: float = 30.0) -> AsyncIterator[Front]:
     """Serve an ASGI application on a free port of the loopback."""
     with bind("127.0.0.1", 0) as sock:
-        listener = Listener(app, sock, receive_timeout=receive_timeout)
+        protocol = http_protocol(http2=http2)
+        listener = Listener(app, sock, receive_timeout=receive_timeout, protocol=protocol)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(listener.serve())
             await listener.wait_started()

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import httpx
 import pyqwest
 import pytest
 from broker_front.http2_peer import Answer, Peer, connected
-from broker_front.support import RPC, Front, RecordingService, front_app
+from broker_front.support import RPC, Front, RecordingService, front_app, serving
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from interop.test_curl_and_node import node_and_npm, run
@@ -31,7 +30,6 @@ from websockets.asyncio.client import connect
 
 from osqueue_broker import BrokerServer, http2
 from osqueue_broker.http2_frames import PREFACE, FrameBoundaries
-from osqueue_broker.listener import Listener, bind, http_protocol
 from osqueue_client import models, wire_json, wire_proto
 from osqueue_client._generated.osqueue.v1 import queue_pb
 from osqueue_client.errors import ConfigError, LeaseLostError
@@ -46,28 +44,15 @@ PING = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
 GRPC = [("content-type", "application/grpc"), ("te", "trailers")]
 
 
-@asynccontextmanager
-async def serving(app: Any, *, receive_timeout: float = 30.0) -> AsyncIterator[Front]:
-    with bind("127.0.0.1", 0) as sock:
-        listener = Listener(app, sock, receive_timeout=receive_timeout, protocol=http_protocol(http2=True))
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(listener.serve())
-            await listener.wait_started()
-            try:
-                yield Front(app, listener, task)
-            finally:
-                listener.stop(0.5)
-
-
 @pytest.fixture
 async def front(service: RecordingService) -> AsyncIterator[Front]:
-    async with serving(front_app(service)) as front:
+    async with serving(front_app(service), http2=True) as front:
         yield front
 
 
 @pytest.fixture
 async def impatient(service: RecordingService) -> AsyncIterator[Front]:
-    async with serving(front_app(service), receive_timeout=0.2) as front:
+    async with serving(front_app(service), http2=True, receive_timeout=0.2) as front:
         yield front
 
 
@@ -695,7 +680,10 @@ async def test_no_more_is_read_of_a_connection_whose_application_takes_no_body()
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    async with serving(app) as front, httpx.AsyncClient(http1=False, http2=True, trust_env=False) as http:
+    async with (
+        serving(app, http2=True) as front,
+        httpx.AsyncClient(http1=False, http2=True, trust_env=False) as http,
+    ):
         asking = asyncio.ensure_future(http.post(front.http, content=body))
         async with asyncio.timeout(10):
             while not any(getattr(connection, "_holding", ()) for connection in connections(front)):
@@ -715,7 +703,7 @@ async def test_a_fault_of_an_application_ends_its_stream_and_not_the_connection(
         if scope["path"] != "/none":
             raise RuntimeError("secret")
 
-    async with serving(app) as front, connected(front) as peer:
+    async with serving(app, http2=True) as front, connected(front) as peer:
         early = await peer.answer(await peer.ask("/early"))
         assert (early.status, json.loads(early.body)["_tag"]) == (500, "EngineStateError")
         assert b"secret" not in early.body

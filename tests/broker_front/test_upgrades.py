@@ -8,16 +8,14 @@ import json
 import logging
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.machinery import ModuleSpec
 
 import pytest
-from broker_front.support import Front, RecordingService, front_app, raw_exchange
+from broker_front.support import Front, RecordingService, front_app, raw_exchange, serving
 from msgspec import Raw
 
 from osqueue_broker.connection import HEAD_LIMIT
 from osqueue_broker.http2_frames import PREFACE
-from osqueue_broker.listener import Listener, bind, http_protocol
 from osqueue_client import models
 
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
@@ -47,26 +45,9 @@ def payloads(service: RecordingService) -> list[bytes]:
     return found
 
 
-@asynccontextmanager
-async def serving(
-    service: RecordingService, *, http2: bool, receive_timeout: float = 30.0
-) -> AsyncIterator[Front]:
-    with bind("127.0.0.1", 0) as sock:
-        app = front_app(service)
-        protocol = http_protocol(http2=http2)
-        listener = Listener(app, sock, receive_timeout=receive_timeout, protocol=protocol)
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(listener.serve())
-            await listener.wait_started()
-            try:
-                yield Front(app, listener, task)
-            finally:
-                listener.stop(0.5)
-
-
 @pytest.fixture(params=[False, True], ids=["http1", "either"])
 async def front(service: RecordingService, request: pytest.FixtureRequest) -> AsyncIterator[Front]:
-    async with serving(service, http2=request.param) as front:
+    async with serving(front_app(service), http2=request.param) as front:
         yield front
 
 
@@ -135,7 +116,7 @@ async def test_what_goes_wrong_behind_such_a_head_is_refused(front: Front, servi
 
 
 async def test_its_body_has_to_arrive_in_time(service: RecordingService) -> None:
-    async with serving(service, http2=False, receive_timeout=0.2) as front:
+    async with serving(front_app(service), http2=False, receive_timeout=0.2) as front:
         answer = await raw_exchange(front.host, submit(b"1")[:-1])
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert service.calls == []
@@ -190,7 +171,7 @@ async def test_http2_where_it_is_off_is_refused_and_the_log_says_once_how_to_hav
     service: RecordingService, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        async with serving(service, http2=False) as front:
+        async with serving(front_app(service), http2=False) as front:
             for pieces in ([PREFACE + bytes(9)], [PREFACE[:7], PREFACE[7:]], [PREFACE]):
                 answer = await preface_answered(front, *pieces)
                 assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
@@ -210,7 +191,7 @@ async def test_the_log_says_what_to_install_for_http2_where_it_is_missing(
 
     monkeypatch.setattr(importlib.util, "find_spec", find_all_but_zttp)
     with caplog.at_level(logging.WARNING):
-        async with serving(service, http2=False) as front:
+        async with serving(front_app(service), http2=False) as front:
             await preface_answered(front, PREFACE)
     [record] = caplog.records
     assert 'pip install "osqueue-broker[h2]"' in record.message
@@ -220,7 +201,7 @@ async def test_a_broker_that_speaks_http2_does_not_say_how_to_have_it(
     service: RecordingService, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        async with serving(service, http2=True) as front:
+        async with serving(front_app(service), http2=True) as front:
             answer = await preface_answered(front, PREFACE.replace(b"SM", b"XX"))
             assert answer.startswith(b"HTTP/1.1 400 ")
     assert [record.message for record in caplog.records if "--http2" in record.message] == []

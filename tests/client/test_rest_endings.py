@@ -126,6 +126,16 @@ class Server:
         self.open -= 1
 
 
+def ending_with(text: bytes, has_notice: bool) -> Callable[[End], Awaitable[None]]:
+    """What takes one request, and ends the connection with this."""
+
+    async def serve(end: End) -> None:
+        await end.request()
+        end.finish(text, has_notice=has_notice)
+
+    return serve
+
+
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
     """Runs a coroutine on an event loop of either kind."""
@@ -201,12 +211,8 @@ async def failure(transport: RestTransport, payload: bytes = b"1") -> TransportC
 def test_end_before_the_answer_is_whole_is_of_unknown_outcome(
     run: Run, trust: Trust | None, text: bytes, has_notice: bool
 ) -> None:
-    async def serve(end: End) -> None:
-        await end.request()
-        end.finish(text, has_notice=has_notice)
-
     async def calls() -> None:
-        async with serving(serve, trust) as (server, transport):
+        async with serving(ending_with(text, has_notice), trust) as (server, transport):
             for connections in (1, 2):
                 assert (await failure(transport)).outcome == "unknown"
                 await until(lambda: server.open == 0)
@@ -245,12 +251,8 @@ def test_end_before_the_answer_is_whole_is_of_unknown_outcome(
 def test_end_that_comes_with_the_answer_spoils_nothing(
     run: Run, trust: Trust | None, text: bytes, has_notice: bool
 ) -> None:
-    async def serve(end: End) -> None:
-        await end.request()
-        end.finish(text, has_notice=has_notice)
-
     async def calls() -> None:
-        async with serving(serve, trust) as (server, transport):
+        async with serving(ending_with(text, has_notice), trust) as (server, transport):
             for connections in (1, 2):
                 if b" 204 " in text:  # it has no id, but was understood
                     with pytest.raises(BrokerProtocolError, match="jobId"):
@@ -268,12 +270,8 @@ def test_end_that_comes_with_the_answer_spoils_nothing(
 def test_half_a_body_that_ends_with_the_connection_is_of_unknown_outcome(
     run: Run, trust: Trust | None, has_notice: bool
 ) -> None:
-    async def serve(end: End) -> None:
-        await end.request()
-        end.finish(HEAD + b"\r\n" + BODY[:6], has_notice=has_notice)
-
     async def calls() -> None:
-        async with serving(serve, trust) as (server, transport):
+        async with serving(ending_with(HEAD + b"\r\n" + BODY[:6], has_notice), trust) as (server, transport):
             with pytest.raises((TransportConnectionError, BrokerProtocolError)) as caught:
                 await asyncio.wait_for(transport.call(SUBMIT_JOB, SubmitJob()), 5)
             assert caught.value.outcome == "unknown"

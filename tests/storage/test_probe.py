@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from storage.forbidding import ForbiddingStore
 
 from osqueue_storage import (
     PROBE_PREFIX,
@@ -17,43 +18,6 @@ from osqueue_storage import (
     probe,
 )
 from osqueue_storage.probing import PROBE_READS, PROBE_WRITES
-
-
-class Asked(MemoryBackend):
-    """Keeps what it was asked for, and refuses what it is told to refuse."""
-
-    def __init__(self, refused: str = "") -> None:
-        super().__init__()
-        self.requests: list[str] = []
-        self.keys: set[str] = set()
-        self._refused = refused
-
-    async def read(self, key: str) -> StoredObject | None:
-        self._note("read", key)
-        return await super().read(key)
-
-    async def write(self, key: str, body: bytes, expected_version: str) -> str:
-        self._note("replace", key)
-        return await super().write(key, body, expected_version)
-
-    async def create(self, key: str, body: bytes) -> str:
-        self._note("create", key)
-        return await super().create(key, body)
-
-    async def delete(self, key: str) -> None:
-        self._note("delete", key)
-        await super().delete(key)
-
-    async def list(self, prefix: str) -> AsyncIterator[str]:
-        self._note("list", prefix)
-        async for key in super().list(prefix):
-            yield key
-
-    def _note(self, what: str, key: str) -> None:
-        self.requests.append(what)
-        self.keys.add(key)
-        if what == self._refused:
-            raise StorageBackendError("forbidden", outcome="not_applied")
 
 
 class IgnoresIfMatch(MemoryBackend):
@@ -92,7 +56,7 @@ class ReadsOldState(MemoryBackend):
 
 
 async def test_a_good_store_passes_and_nothing_is_left() -> None:
-    store = Asked()
+    store = ForbiddingStore()
     await probe(store)
     asked = ["create", "create", "replace", "replace", "read", "list", "delete", "replace"]
     assert store.requests == asked
@@ -103,7 +67,7 @@ async def test_a_good_store_passes_and_nothing_is_left() -> None:
 
 
 async def test_it_is_tried_below_what_it_is_told() -> None:
-    store = Asked()
+    store = ForbiddingStore()
     await probe(store, below="segments/")
     [key] = store.keys
     assert key.startswith(f"segments/{PROBE_PREFIX}")
@@ -111,16 +75,16 @@ async def test_it_is_tried_below_what_it_is_told() -> None:
 
 @pytest.mark.parametrize("right", ["create", "replace", "read", "list", "delete"])
 async def test_what_a_store_refuses_to_do_is_named(right: str) -> None:
-    store = Asked(refused=right)
+    store = ForbiddingStore(right)
     with pytest.raises(StorageBackendError) as failed:
         await probe(store, below="segments/")
-    assert failed.value.message == f"cannot {right} objects below 'segments/': forbidden"
+    assert failed.value.message == f"cannot {right} objects below 'segments/': 403 AccessDenied"
     assert failed.value.outcome == "not_applied"
     assert len(store._objects) == (right == "delete"), "nothing is left that may be deleted"
 
 
 async def test_a_probe_that_is_cancelled_leaves_nothing() -> None:
-    class Hangs(Asked):
+    class Hangs(ForbiddingStore):
         hangs = asyncio.Event()
 
         async def list(self, prefix: str) -> AsyncIterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from osqueue_client.errors import EngineStateError
 from osqueue_client.wire_json import UNREADABLE
 from osqueue_storage import PROBE_PREFIX
 
+from .queue.bits import bits_in_text
 from .queue.document import read_document, read_header
 from .queue.order import HIGHEST, with_nothing_aside, without_place
 from .queue.rules import Now, Rules
@@ -392,7 +393,7 @@ def _seq_of(name: str) -> int:
 def _bits(known: SegmentText) -> int | None:
     """Return which jobs are gone, read as a broker reads it; None if that cannot be."""
     try:
-        return int.from_bytes(b64decode(known.gone), "little")
+        return bits_in_text(known.gone)
     except ValueError:
         return None
 

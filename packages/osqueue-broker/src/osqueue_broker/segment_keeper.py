@@ -24,7 +24,6 @@ logger = logging.getLogger("osqueue.broker.segments")
 _LOST_AGAIN_AFTER: Final = 30.0
 """Seconds after which a segment that was not there is looked for again."""
 
-
 _LARGE: Final = 256 * 1024
 """Bytes of a segment from which on it is parsed in a thread: about 2 ms."""
 

@@ -259,7 +259,7 @@ class QueueStats(Model, frozen=True, kw_only=True):
     dead: int | None = None
     features: tuple[str, ...] = ()
     segments: int | None = None
-    """Objects that hold the waiting jobs which do not stand in the document."""
+    """Objects that hold the waiting and the dead jobs which do not stand in the document."""
     lost_jobs: int | None = None
     """Jobs of these that cannot be had, as their object is missing or damaged: the broker's log says which."""
     waiting_claims: int | None = None

@@ -45,7 +45,10 @@ class SegmentText(Struct, rename="camel", omit_defaults=True, kw_only=True):
 
 
 class SegmentNeeded(Exception):
-    """A request cannot be done before a segment has been read. Nothing was changed."""
+    """A request cannot be done before a segment has been read.
+
+    Nothing was changed for it, save that a claim may have buried jobs without attempts left.
+    """
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment.id)

@@ -32,7 +32,7 @@ _position = attrgetter("position")
 
 
 class Segments:
-    """Each method is O(1), O(log n), or goes over the segments, never over their jobs."""
+    """Each method is O(1), O(log n), or goes over the segments; `read` also over the jobs of what it gives up."""
 
     def __init__(self) -> None:
         self.left = 0
